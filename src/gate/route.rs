@@ -1,0 +1,64 @@
+//! The route table: host, method and path to price, ways to pay and upstream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+
+use crate::amount::Amount;
+use crate::ledger::channel::Seller;
+
+/// A route as the operator wrote it, with its prices resolved.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name in metrics and logs: the pattern as written, such as `/v1/quote/*`.
+    pub name: Arc<str>,
+    /// The host it is limited to, in lower case without port; `None` for any.
+    pub host: Option<Arc<str>>,
+    /// The methods it is limited to; empty for all.
+    pub methods: Vec<Method>,
+    /// The path pattern: `{name}` for a segment, a final `*` for any rest.
+    pub path: Arc<str>,
+    /// What a call costs and how it is paid.
+    pub pricing: Pricing,
+    /// The upstream's name where the route has one of its own.
+    pub upstream: Option<Arc<str>>,
+    /// How long the upstream may take to answer, where the route says so.
+    pub timeout: Option<Duration>,
+    /// For the challenge's `resource.description`.
+    pub description: Option<Arc<str>>,
+    /// For the challenge's `resource.mimeType`.
+    pub mime_type: Option<Arc<str>>,
+}
+
+/// What a call costs.
+#[derive(Clone, Debug)]
+pub enum Pricing {
+    /// Nothing.
+    Free,
+    /// The same each time, by vouchers of scheme `batch-settlement`; one offer for each network.
+    Fixed(Vec<Offer>),
+    /// Up to a maximum, decided by the upstream, by scheme `upto`; one offer for each network.
+    Metered {
+        /// The ways to pay; each offer's amount is the most that is charged.
+        offers: Vec<Offer>,
+        /// The response header in which the upstream says the charge, as decimal text in whole tokens such as `0.0042`;
+        /// `None` charges the whole price.
+        header: Option<HeaderName>,
+    },
+}
+
+/// A price on one network.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Who is paid, where, with what.
+    pub seller: Arc<Seller>,
+    /// How much.
+    pub amount: Amount,
+    /// Proposed as a channel's first deposit.
+    pub min_deposit: Option<Amount>,
+    /// How long the exchange may take.
+    pub max_timeout_seconds: u64,
+    /// The seller's memo for setup transactions.
+    pub memo: Option<Arc<str>>,
+}

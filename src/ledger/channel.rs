@@ -1,0 +1,146 @@
+//! A channel's state machine: a function of state, entry and a given time (invariants L1, L2, L3).
+//!
+//! Nothing here waits, stores or reads a clock. The ledger applies these functions under a channel's lock.
+
+use std::sync::Arc;
+
+use crate::amount::{Amount, Asset};
+use crate::clock::UnixMillis;
+use crate::scheme::svm::program::{self, ChannelAccount, ChannelAccounts, ChannelStatus};
+use crate::x402::key::Signature;
+use crate::x402::wire::ChannelConfig;
+use crate::x402::{Key, Network};
+
+/// What all channels of one merchant account on one network have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seller {
+    /// Where the money moves.
+    pub network: Network,
+    /// What is paid with.
+    pub asset: Arc<Asset>,
+    /// The asset's mint.
+    pub mint: Key,
+    /// The program that owns the mint.
+    pub token_program: Key,
+    /// Where the money goes.
+    pub pay_to: Key,
+    /// Pays fees and rent; the channels' payee.
+    pub fee_payer: Key,
+    /// Consents to cooperative closes.
+    pub receiver_authorizer: Key,
+    /// Seconds between a payer's `request_close` and its end.
+    pub withdraw_delay: u32,
+    /// Who receives rounding dust.
+    pub treasury_owner: Key,
+}
+
+/// What never changes of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The channel's address.
+    pub id: Key,
+    /// Who deposits.
+    pub payer: Key,
+    /// Whose signature a voucher needs.
+    pub authorizer: Key,
+    /// Part of the address.
+    pub salt: u64,
+    /// Part of the address.
+    pub open_slot: u64,
+    /// Shared with all other channels of the merchant's account.
+    pub seller: Arc<Seller>,
+}
+
+impl Terms {
+    /// The terms of a channel of `seller`; its address is derived.
+    #[must_use]
+    pub fn derive(seller: Arc<Seller>, payer: Key, authorizer: Key, salt: u64, open_slot: u64) -> Self {
+        let id = program::channel_address(&payer, &seller.fee_payer, &seller.mint, &authorizer, salt, open_slot).0;
+        Self { id, payer, authorizer, salt, open_slot, seller }
+    }
+
+    /// The accounts that the channel's instructions name.
+    #[must_use]
+    pub fn accounts(&self) -> ChannelAccounts {
+        ChannelAccounts {
+            channel: self.id,
+            payer: self.payer,
+            payee: self.seller.fee_payer,
+            rent_payer: self.seller.fee_payer,
+            mint: self.seller.mint,
+            token_program: self.seller.token_program,
+        }
+    }
+
+    /// The channel's terms as clients write them.
+    #[must_use]
+    pub fn config(&self) -> ChannelConfig {
+        ChannelConfig {
+            payer: self.payer,
+            payer_authorizer: self.authorizer,
+            receiver: self.seller.pay_to,
+            receiver_authorizer: self.seller.receiver_authorizer,
+            token: self.seller.mint,
+            withdraw_delay: self.seller.withdraw_delay,
+            salt: self.salt,
+            open_slot: self.open_slot,
+            voucher_signer: None,
+        }
+    }
+
+    /// Whether an account on chain is this channel (specification, section 5, phase 3, step 3).
+    #[must_use]
+    pub fn matches(&self, account: &ChannelAccount) -> bool {
+        let seller = &self.seller;
+        account.payer == self.payer
+            && account.payee == seller.fee_payer
+            && account.rent_payer == seller.fee_payer
+            && account.authorized_signer == self.authorizer
+            && account.mint == seller.mint
+            && account.salt == self.salt
+            && account.open_slot == self.open_slot
+            && account.grace_period == seller.withdraw_delay
+            && account.distribution_hash == program::distribution_hash(&program::all_to(seller.pay_to))
+    }
+}
+
+/// A channel's changing part as the chain held it at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnChain {
+    /// Where the channel stands.
+    pub status: ChannelStatus,
+    /// All that was deposited.
+    pub deposit: Amount,
+    /// All that was claimed.
+    pub claimed: Amount,
+    /// All that was paid out.
+    pub distributed: Amount,
+    /// Unix seconds of the payer's `request_close`, or 0.
+    pub closing_since: i64,
+    /// When this was read.
+    pub read_at: UnixMillis,
+}
+
+impl OnChain {
+    /// The changing part of a channel account.
+    #[must_use]
+    pub fn of(account: &ChannelAccount, read_at: UnixMillis) -> Self {
+        Self {
+            status: account.status,
+            deposit: account.deposit.into(),
+            claimed: account.settled.into(),
+            distributed: account.payout_watermark.into(),
+            closing_since: account.closure_started_at,
+            read_at,
+        }
+    }
+}
+
+/// A voucher whose signature and channel have been checked by the scheme.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Voucher {
+    /// The cumulative total that it allows to claim.
+    pub cumulative: Amount,
+    /// By the channel's authorizer.
+    pub signature: Signature,
+}

@@ -1,0 +1,24 @@
+//! Turnpike: an x402 reverse proxy.
+//!
+//! A request flows one way, down and back up once:
+//!
+//! ```text
+//! listener -> route match -> payment decode -> scheme verify -> ledger reserve -> upstream
+//!          <- response header <- ledger commit (durable) <-----------------------/
+//! ```
+//!
+//! Money flows another way, and meets the first flow only in the ledger:
+//!
+//! ```text
+//! ledger -> what is due -> policy -> threshold signer -> chain -> reconcile -> ledger
+//! ```
+
+pub mod amount;
+pub mod chain;
+pub mod clock;
+pub mod facilitator;
+pub mod gate;
+pub mod ledger;
+pub mod scheme;
+pub mod signer;
+pub mod x402;

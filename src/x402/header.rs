@@ -1,0 +1,51 @@
+//! The header codec: standard base64 of JSON, bounded in size and depth.
+//!
+//! Source: `transports-v2/http.md`. Decoding never panics and never allocates more than the header's own size.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Server to client: how to pay.
+pub const PAYMENT_REQUIRED: &str = "payment-required";
+/// Client to server: the payment.
+pub const PAYMENT_SIGNATURE: &str = "payment-signature";
+/// Server to client: what became of the payment.
+pub const PAYMENT_RESPONSE: &str = "payment-response";
+
+/// The longest payment header that is decoded.
+pub const PAYMENT_HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// Why a payment header cannot be read. All of these are the sender's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum HeaderError {
+    /// Longer than [`PAYMENT_HEADER_BYTES_MAX`].
+    #[error("the payment header has {0} bytes, the limit is {PAYMENT_HEADER_BYTES_MAX}")]
+    TooLong(usize),
+    /// Not standard base64.
+    #[error("the payment header is not standard base64: {0}")]
+    NotBase64(#[from] base64::DecodeError),
+    /// The base64 holds no such JSON.
+    #[error("the payment header does not hold the expected JSON: {0}")]
+    NotJson(#[from] serde_json::Error),
+}
+
+/// Reads a header's value.
+///
+/// # Errors
+/// [`HeaderError`] where the value is too long, is no base64, or holds other JSON than `T`.
+pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, HeaderError> {
+    if value.len() > PAYMENT_HEADER_BYTES_MAX {
+        return Err(HeaderError::TooLong(value.len()));
+    }
+    Ok(serde_json::from_slice(&STANDARD.decode(value)?)?)
+}
+
+/// Writes a header's value: base64 text, which is always a valid header value.
+///
+/// # Errors
+/// [`HeaderError::NotJson`] where `value` cannot be written as JSON, which our wire types always can.
+pub fn encode<T: Serialize>(value: &T) -> Result<String, HeaderError> {
+    Ok(STANDARD.encode(serde_json::to_vec(value)?))
+}
