@@ -21,4 +21,5 @@ pub mod gate;
 pub mod ledger;
 pub mod scheme;
 pub mod signer;
+pub mod telemetry;
 pub mod x402;
