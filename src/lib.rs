@@ -15,6 +15,7 @@
 
 pub mod amount;
 pub mod chain;
+pub mod client;
 pub mod clock;
 pub mod facilitator;
 pub mod gate;

@@ -1,0 +1,422 @@
+//! A paying client: for `turnpike pay`, the demo, tests and benches.
+//!
+//! Speaks x402 version 2 over HTTP with scheme `batch-settlement` in client-signed mode and scheme `upto`, both on
+//! Solana. It does what the specifications ask of a client: it believes no answer that it has not checked, never signs
+//! above its own limits, moves its books on only by a verified answer, and recovers from a corrective 402 by its own
+//! earlier signature (`scheme_batch_settlement_svm.md`, sections 4.6 and 5).
+//!
+//! One request of a channel is in flight at a time; a second caller waits for the first.
+
+pub mod channel;
+pub mod http;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use ed25519_dalek::{Signer as _, SigningKey};
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use self::channel::{ClientChannel, SellerTerms};
+use self::http::{Http, HttpError, Request, Response};
+use crate::amount::Amount;
+use crate::chain::{Chain, ChainError};
+use crate::scheme::svm::transaction::TransactionError;
+use crate::x402::header::{self, HeaderError, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
+use crate::x402::wire::{
+    BatchPayload, ChannelState, PaymentPayload, PaymentRequired, PaymentRequirements, SettlementResponse, VoucherState,
+    X402_VERSION,
+};
+use crate::x402::{Key, Reason};
+
+/// What the client may do with its owner's money.
+#[derive(Clone, Copy, Debug)]
+pub struct Spending {
+    /// The most that one call may cost.
+    pub call_max: Amount,
+    /// What a channel is opened or topped up with, unless the server proposes more.
+    pub deposit: Amount,
+    /// The most that a channel is ever filled with in one deposit.
+    pub deposit_max: Amount,
+}
+
+/// Why a call did not succeed. Where nothing else is said, nothing was paid.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server cannot be reached, or broke off.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The chain cannot be reached.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A payment header of the server cannot be read.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// A transaction cannot be built.
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
+    /// The server wants to be paid in no way that this client knows.
+    #[error("the server offers no way to pay that this client knows: {0}")]
+    NoOffer(String),
+    /// The price or the deposit is above the client's own limit.
+    #[error("{what} of {amount} is above the limit of {limit}; raise the limit to allow it")]
+    TooExpensive {
+        /// What is too much.
+        what: &'static str,
+        /// How much it is.
+        amount: Amount,
+        /// How much it may be.
+        limit: Amount,
+    },
+    /// The server refused the payment.
+    #[error("the server refused the payment: {reason}")]
+    Refused {
+        /// The server's code.
+        reason: String,
+    },
+    /// The server's answer does not fit what was signed. The payment may have been taken: keep the channel's state.
+    #[error("the server's answer does not fit the payment: {0}")]
+    Dishonest(String),
+}
+
+/// An answer that was paid for, or was free.
+#[derive(Debug)]
+pub struct Paid {
+    /// The server's answer, body not yet read.
+    pub response: Response,
+    /// What became of the payment; `None` where the server did not ask for one or charged nothing.
+    pub settlement: Option<SettlementResponse>,
+    /// What was charged.
+    pub charged: Amount,
+}
+
+/// A paying client with one wallet.
+pub struct Client {
+    key: SigningKey,
+    http: Http,
+    chain: Arc<dyn Chain>,
+    spending: Spending,
+    channels: Mutex<HashMap<SellerTerms, Arc<Mutex<Option<ClientChannel>>>>>,
+    offers: Mutex<HashMap<String, PaymentRequired>>,
+}
+
+/// The most offers that are remembered.
+const OFFERS_MAX: usize = 1024;
+
+impl Client {
+    /// A client that pays from `key`'s token account.
+    ///
+    /// # Errors
+    /// [`HttpError`] where no TLS configuration can be made.
+    pub fn new(key: SigningKey, chain: Arc<dyn Chain>, spending: Spending) -> Result<Self, HttpError> {
+        Ok(Self { key, http: Http::new()?, chain, spending, channels: Mutex::default(), offers: Mutex::default() })
+    }
+
+    /// The wallet's address.
+    #[must_use]
+    pub fn address(&self) -> Key {
+        Key(self.key.verifying_key().to_bytes())
+    }
+
+    /// Requests without paying.
+    ///
+    /// # Errors
+    /// [`ClientError::Http`].
+    pub async fn ask(&self, request: &Request) -> Result<Response, ClientError> {
+        Ok(self.http.send(request, None).await?)
+    }
+
+    /// Requests, pays where the server asks for it, and checks what the server says of the payment. A status of 400 or
+    /// more that comes without a payment request is an answer like any other: it costs nothing.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn call(&self, request: &Request) -> Result<Paid, ClientError> {
+        let place = request.place();
+        let remembered = self.offers.lock().await.get(&place).cloned();
+        let required = match remembered {
+            Some(required) => required,
+            None => {
+                let response = self.http.send(request, None).await?;
+                if response.status() != 402 {
+                    return Ok(Paid { response, settlement: None, charged: Amount::ZERO });
+                }
+                let required = payment_required(&response)?;
+                let mut offers = self.offers.lock().await;
+                if offers.len() >= OFFERS_MAX {
+                    offers.clear();
+                }
+                offers.insert(place.clone(), required.clone());
+                required
+            }
+        };
+        let paid = self.pay(request, &required).await;
+        if paid.is_err() {
+            self.offers.lock().await.remove(&place);
+        }
+        paid
+    }
+
+    /// The ways to pay that this client knows, its favourite first.
+    fn choose(required: &PaymentRequired) -> Result<&PaymentRequirements, ClientError> {
+        let by_scheme = |scheme: &str| {
+            required
+                .accepts
+                .iter()
+                .find(|offer| offer.scheme == scheme && offer.network.is_solana() && client_signed(offer))
+        };
+        by_scheme("batch-settlement").or_else(|| by_scheme("upto")).ok_or_else(|| {
+            let schemes: Vec<_> = required.accepts.iter().map(|o| format!("{} on {}", o.scheme, o.network)).collect();
+            ClientError::NoOffer(schemes.join(", "))
+        })
+    }
+
+    async fn pay(&self, request: &Request, required: &PaymentRequired) -> Result<Paid, ClientError> {
+        let offer = Self::choose(required)?;
+        if offer.amount > self.spending.call_max {
+            let (amount, limit) = (offer.amount, self.spending.call_max);
+            return Err(ClientError::TooExpensive { what: "a price", amount, limit });
+        }
+        let seller = SellerTerms::of(offer)?;
+        if offer.scheme == "upto" {
+            return self.pay_metered(request, required, offer, &seller).await;
+        }
+        let slot = Arc::clone(self.channels.lock().await.entry(seller.clone()).or_default());
+        let mut slot = slot.lock().await;
+        let mut corrected = false;
+        loop {
+            let (payload, next) = self.batch_payment(slot.as_ref(), offer, &seller).await?;
+            let header = payment_header(required, offer, json!(payload))?;
+            let response = self.http.send(request, Some(&header)).await?;
+            if response.status() == 402 {
+                let refusal = payment_required(&response)?;
+                let reason = refusal.error.clone().unwrap_or_default();
+                if reason == Reason::BatchCumulativeAmountMismatch.as_str() && !corrected {
+                    *slot = Some(self.recover(&next, &refusal).await?);
+                    corrected = true;
+                    continue;
+                }
+                return Err(ClientError::Refused { reason });
+            }
+            let Some(value) = response.header(PAYMENT_RESPONSE) else {
+                // The server served without charging (its upstream failed, or the route became free).
+                return Ok(Paid { response, settlement: None, charged: Amount::ZERO });
+            };
+            let settlement: SettlementResponse = header::decode(value)?;
+            let (channel, charged) = next.accept(offer, &settlement)?;
+            *slot = Some(channel);
+            return Ok(Paid { response, settlement: Some(settlement), charged });
+        }
+    }
+
+    /// A payment for the next call, and the channel as it will be once the server has taken it.
+    async fn batch_payment(
+        &self,
+        channel: Option<&ClientChannel>,
+        offer: &PaymentRequirements,
+        seller: &SellerTerms,
+    ) -> Result<(BatchPayload, ClientChannel), ClientError> {
+        let Some(channel) = channel else {
+            let deposit = self.deposit_for(offer, offer.amount)?;
+            return channel::open(&self.key, self.chain.as_ref(), seller, offer, deposit).await;
+        };
+        let total = channel.charged.checked_add(offer.amount).ok_or_else(|| overflow(channel))?;
+        if total <= channel.deposit {
+            let next = channel.promise(&self.key, total);
+            let voucher = next.voucher();
+            return Ok((BatchPayload::Voucher { channel_config: next.config(), voucher }, next));
+        }
+        let deposit = self.deposit_for(offer, total.saturating_sub(channel.deposit))?;
+        channel::top_up(&self.key, self.chain.as_ref(), channel, offer, deposit).await
+    }
+
+    /// How much to deposit so that at least `needed` is there.
+    fn deposit_for(&self, offer: &PaymentRequirements, needed: Amount) -> Result<Amount, ClientError> {
+        let proposed = offer.extra.get("minDeposit").and_then(|v| v.as_str()).and_then(|text| text.parse().ok());
+        let wanted = proposed.unwrap_or(Amount::ZERO).max(self.spending.deposit).min(self.spending.deposit_max);
+        if needed > self.spending.deposit_max {
+            let limit = self.spending.deposit_max;
+            return Err(ClientError::TooExpensive { what: "a deposit", amount: needed, limit });
+        }
+        Ok(wanted.max(needed))
+    }
+
+    /// Takes up what the server says was charged, if our own signature proves that we promised at least that
+    /// (section 4.6).
+    async fn recover(&self, channel: &ClientChannel, refusal: &PaymentRequired) -> Result<ClientChannel, ClientError> {
+        let extra = refusal
+            .accepts
+            .iter()
+            .map(|offer| &offer.extra)
+            .find(|extra| extra.contains_key("channelState"))
+            .ok_or_else(|| ClientError::Dishonest("a corrective 402 without channelState".into()))?;
+        let read = |field: &str| extra.get(field).cloned().unwrap_or_default();
+        let state: ChannelState = serde_json::from_value(read("channelState")).map_err(HeaderError::from)?;
+        if state.channel_id != channel.id {
+            return Err(ClientError::Dishonest(format!("a corrective 402 for channel {}", state.channel_id)));
+        }
+        let claimed = match self.chain.account(&channel.id).await? {
+            Some(account) => {
+                crate::scheme::svm::program::ChannelAccount::decode(&account.data).map_err(ChainError::from)?
+            }
+            None => return Err(ClientError::Refused { reason: "the channel is not on chain".into() }),
+        };
+        let charged = match extra.get("voucherState") {
+            Some(proof) => {
+                let proof: VoucherState = serde_json::from_value(proof.clone()).map_err(HeaderError::from)?;
+                let charged = state.charged_cumulative_amount.unwrap_or(proof.signed_max_claimable);
+                if proof.expires_at != 0
+                    || charged > proof.signed_max_claimable
+                    || !channel.signed(proof.signed_max_claimable, &proof.signature)
+                {
+                    return Err(ClientError::Dishonest("the corrective 402 proves nothing with our signature".into()));
+                }
+                charged
+            }
+            None => claimed.settled.into(),
+        };
+        Ok(channel.corrected(charged, claimed.deposit.into()))
+    }
+
+    async fn pay_metered(
+        &self,
+        request: &Request,
+        required: &PaymentRequired,
+        offer: &PaymentRequirements,
+        seller: &SellerTerms,
+    ) -> Result<Paid, ClientError> {
+        let (payload, channel) = channel::open_metered(&self.key, self.chain.as_ref(), seller, offer).await?;
+        let header = payment_header(required, offer, json!(payload))?;
+        let response = self.http.send(request, Some(&header)).await?;
+        let Some(value) = response.header(PAYMENT_RESPONSE) else {
+            if response.status() == 402 {
+                let reason = payment_required(&response)?.error.unwrap_or_default();
+                return Err(ClientError::Refused { reason });
+            }
+            return Ok(Paid { response, settlement: None, charged: Amount::ZERO });
+        };
+        let settlement: SettlementResponse = header::decode(value)?;
+        if !settlement.success {
+            return Err(ClientError::Refused { reason: settlement.error_reason.unwrap_or_default() });
+        }
+        let charged = settlement.amount.as_deref().and_then(|text| text.parse().ok());
+        let charged = charged.ok_or_else(|| ClientError::Dishonest("a settled amount is missing".into()))?;
+        if charged > offer.amount {
+            return Err(ClientError::Dishonest(format!("{charged} was charged of at most {}", offer.amount)));
+        }
+        if settlement.transaction.is_empty() {
+            return Err(ClientError::Dishonest(format!("no transaction closed channel {channel}")));
+        }
+        Ok(Paid { response, settlement: Some(settlement), charged })
+    }
+
+    /// Asks the server to close the channel that pays for this resource and to return what is left.
+    ///
+    /// # Errors
+    /// [`ClientError::NoOffer`] where no channel is open; else as [`Client::call`].
+    pub async fn refund(&self, request: &Request) -> Result<SettlementResponse, ClientError> {
+        let required = payment_required(&self.http.send(request, None).await?)?;
+        let offer = Self::choose(&required)?;
+        let seller = SellerTerms::of(offer)?;
+        let slot = Arc::clone(self.channels.lock().await.entry(seller).or_default());
+        let mut slot = slot.lock().await;
+        let Some(channel) = slot.as_ref() else {
+            return Err(ClientError::NoOffer("no channel is open here".into()));
+        };
+        let last = channel.promise(&self.key, channel.charged);
+        let payload = BatchPayload::Refund {
+            channel_config: last.config(),
+            voucher: last.voucher(),
+            amount: None,
+            transaction: None,
+        };
+        let header = payment_header(&required, offer, json!(payload))?;
+        let response = self.http.send(request, Some(&header)).await?;
+        let Some(value) = response.header(PAYMENT_RESPONSE) else {
+            let reason = payment_required(&response).ok().and_then(|refusal| refusal.error);
+            return Err(ClientError::Refused { reason: reason.unwrap_or_else(|| response.status().to_string()) });
+        };
+        let settlement: SettlementResponse = header::decode(value)?;
+        if !settlement.success {
+            return Err(ClientError::Refused { reason: settlement.error_reason.unwrap_or_default() });
+        }
+        *slot = None;
+        self.offers.lock().await.clear();
+        Ok(settlement)
+    }
+
+    /// The open channels, to be kept and given back with [`Client::restore`].
+    pub async fn channels(&self) -> Vec<ClientChannel> {
+        let slots: Vec<_> = self.channels.lock().await.values().cloned().collect();
+        let mut channels = Vec::new();
+        for slot in slots {
+            channels.extend(slot.lock().await.clone());
+        }
+        channels
+    }
+
+    /// Takes up a channel that was opened earlier.
+    pub async fn restore(&self, channel: ClientChannel) {
+        let seller = channel.seller.clone();
+        self.channels.lock().await.insert(seller, Arc::new(Mutex::new(Some(channel))));
+    }
+}
+
+fn overflow(channel: &ClientChannel) -> ClientError {
+    ClientError::Dishonest(format!("the charges of channel {} pass every limit", channel.id))
+}
+
+/// Whether the offer is one that this client acts on: no operator signs in its stead.
+fn client_signed(offer: &PaymentRequirements) -> bool {
+    offer.extra.get("voucherSigner").is_none_or(|signer| signer == "client")
+}
+
+fn payment_required(response: &Response) -> Result<PaymentRequired, ClientError> {
+    let value = response.header(PAYMENT_REQUIRED).ok_or_else(|| ClientError::Refused {
+        reason: format!("status {} without a {PAYMENT_REQUIRED} header", response.status()),
+    })?;
+    let required: PaymentRequired = header::decode(value)?;
+    if required.x402_version != X402_VERSION {
+        return Err(ClientError::NoOffer(format!("x402 version {}", required.x402_version)));
+    }
+    Ok(required)
+}
+
+/// The value of the `PAYMENT-SIGNATURE` header.
+///
+/// # Errors
+/// [`HeaderError`], which wire types never meet.
+pub fn payment_header(
+    required: &PaymentRequired,
+    offer: &PaymentRequirements,
+    payload: serde_json::Value,
+) -> Result<String, HeaderError> {
+    header::encode(&PaymentPayload {
+        x402_version: X402_VERSION,
+        resource: Some(required.resource.clone()),
+        accepted: offer.clone(),
+        payload,
+        extensions: required.extensions.clone(),
+    })
+}
+
+/// Signs a message with the wallet's key.
+fn sign(key: &SigningKey, message: &[u8]) -> crate::x402::key::Signature {
+    crate::x402::key::Signature(key.sign(message).to_bytes())
+}
+
+/// A transaction's bytes as clients send them.
+fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// A whole body in memory, up to `limit` bytes.
+///
+/// # Errors
+/// [`HttpError`] where the body is longer or breaks off.
+pub async fn read_body(response: Response, limit: usize) -> Result<Bytes, HttpError> {
+    response.bytes(limit).await
+}
