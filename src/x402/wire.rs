@@ -1,7 +1,9 @@
 //! The JSON objects of x402 version 2, section 5, with what the Solana schemes add under `extra` and `payload`.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Map;
+pub use serde_json::Value;
 
 use super::Network;
 use super::key::{Key, Signature};
@@ -9,6 +11,22 @@ use crate::amount::Amount;
 
 /// The protocol version that is spoken here.
 pub const X402_VERSION: u32 = 2;
+
+/// Reads JSON of any shape; nesting is bounded by the parser.
+///
+/// # Errors
+/// The parser's own.
+pub fn read_json(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+    serde_json::from_slice(bytes)
+}
+
+/// Reads a scheme's own object out of [`PaymentPayload::payload`].
+///
+/// # Errors
+/// The parser's own, naming the field.
+pub fn read_payload<T: DeserializeOwned>(payload: Value) -> Result<T, serde_json::Error> {
+    serde_json::from_value(payload)
+}
 
 /// How to pay for a resource (section 5.1).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
