@@ -1,0 +1,104 @@
+//! The command line: raw flags become one checked settings value per command, and every error says what to do.
+//!
+//! Exit status: 0 done; 1 it was tried and did not succeed, or a check found problems; 2 the arguments or the
+//! configuration cannot be used. Tables are for people, `--json` for programs, and only results go to standard output.
+
+pub mod admin;
+pub mod demo;
+pub mod output;
+pub mod pay;
+pub mod serve;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use self::output::Output;
+
+/// Be paid per call: an x402 reverse proxy in front of your HTTP API.
+#[derive(Debug, Parser)]
+#[command(
+    name = "turnpike",
+    version,
+    after_help = "Examples:\n  turnpike demo                        see all of it in one process, without funds or network\n  turnpike init --upstream http://127.0.0.1:3000\n  turnpike check turnpike.yaml\n  turnpike serve turnpike.yaml\n  turnpike pay http://127.0.0.1:8402/v1/quote -n 10"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything in one process: sample API, proxy, sandbox chain, paying client
+    Demo(demo::Args),
+    /// Serve the routes of a configuration file
+    Serve(serve::Args),
+    /// Pay for an HTTP resource (sandbox and test networks)
+    Pay(pay::Args),
+    /// List the channels of a running Turnpike
+    Channels(admin::ChannelsArgs),
+    /// Settle what is due now, on a running Turnpike
+    Settle(admin::SettleArgs),
+}
+
+/// Why a command did not succeed, and the exit status that says so.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit status: 1 or 2.
+    pub status: u8,
+    /// For standard error.
+    pub message: String,
+}
+
+impl Failure {
+    /// It was tried and did not succeed.
+    pub fn failed(message: impl std::fmt::Display) -> Self {
+        Self { status: 1, message: message.to_string() }
+    }
+
+    /// The arguments or the configuration cannot be used.
+    pub fn unusable(message: impl std::fmt::Display) -> Self {
+        Self { status: 2, message: message.to_string() }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::failed(error)
+    }
+}
+
+/// Runs the command that `arguments` name, the program's own name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _closed = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let mut output = Output::standard();
+    let result = match arguments.command {
+        Command::Demo(args) => demo::run(args, &mut output),
+        Command::Serve(args) => serve::run(args, &mut output),
+        Command::Pay(args) => pay::run(args, &mut output),
+        Command::Channels(args) => admin::channels(&args, &mut output),
+        Command::Settle(args) => admin::settle(&args, &mut output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.error(&failure.message);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// A runtime for commands that wait for things.
+///
+/// # Errors
+/// Where the operating system gives none.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}

@@ -1,0 +1,194 @@
+//! `turnpike pay URL`: a paying client for trying things out.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args as ClapArgs;
+use ed25519_dalek::SigningKey;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+
+use super::output::{Output, grouped};
+use super::{Failure, runtime};
+use crate::amount::Amount;
+use crate::chain::svm::{Options as RpcOptions, SvmRpc};
+use crate::client::channel::ClientChannel;
+use crate::client::http::Request;
+use crate::client::{Client, Spending};
+
+/// The largest answer that is printed.
+const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Requests a resource and pays for it from a channel that it opens, fills, uses again next time, and can close.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc -n 50 --json\n  turnpike pay http://127.0.0.1:8402/v1/search -X POST -d '{\"q\":\"x402\"}'\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc --refund"
+)]
+pub struct Args {
+    /// What to request
+    url: Uri,
+    /// How many calls to pay for
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    calls: u32,
+    /// The request's method
+    #[arg(short = 'X', long, default_value = "GET")]
+    method: Method,
+    /// The request's body
+    #[arg(short, long)]
+    data: Option<String>,
+    /// A header of the request, as `Name: value`
+    #[arg(short = 'H', long = "header", value_name = "HEADER")]
+    headers: Vec<String>,
+    /// The wallet, a Solana keypair file; made where it does not exist (sandbox and test networks only)
+    #[arg(long, env = "TURNPIKE_WALLET", default_value = "turnpike-wallet.json")]
+    wallet: PathBuf,
+    /// The network's JSON-RPC endpoint; a sandbox answers here
+    #[arg(long, env = "TURNPIKE_RPC_URL", default_value = "http://127.0.0.1:8899")]
+    rpc_url: String,
+    /// What a new channel is filled with, in atomic units
+    #[arg(long, default_value_t = 1_000_000, value_name = "UNITS")]
+    deposit: u64,
+    /// The most that one call may cost, in atomic units
+    #[arg(long, default_value_t = 1_000_000, value_name = "UNITS")]
+    max_price: u64,
+    /// Close the channel afterwards (or only that, with `-n 1` and an open channel) and take back what is left
+    #[arg(long)]
+    refund: bool,
+    /// One JSON object per line instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Failure`].
+pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
+    runtime()?.block_on(pay(args, output))
+}
+
+async fn pay(args: Args, output: &mut Output) -> Result<(), Failure> {
+    let request = Request {
+        method: args.method.clone(),
+        uri: args.url.clone(),
+        headers: headers(&args.headers)?,
+        body: args.data.clone().unwrap_or_default().into(),
+    };
+    let (key, fresh) = wallet(&args.wallet)?;
+    let chain = SvmRpc::new(vec![args.rpc_url.clone()], RpcOptions::default()).map_err(Failure::unusable)?;
+    let deposit = Amount::from(args.deposit);
+    let spending = Spending { call_max: Amount::from(args.max_price), deposit, deposit_max: deposit };
+    let client = Client::new(key, Arc::new(chain), spending).map_err(Failure::failed)?;
+    if fresh && !args.json {
+        output.line(format_args!("new wallet {} in {}", client.address(), args.wallet.display()));
+    }
+    let state = args.wallet.with_extension("channels.json");
+    for channel in load(&state)? {
+        client.restore(channel).await;
+    }
+    let result = calls(&client, &args, &request, output).await;
+    save(&state, &client.channels().await)?;
+    result?;
+    if args.refund {
+        let settled = client.refund(&request).await.map_err(Failure::failed)?;
+        save(&state, &client.channels().await)?;
+        if args.json {
+            output.line(serde_json::json!({ "refund": settled }));
+        } else {
+            let amount = settled.amount.unwrap_or_default();
+            output.line(format_args!("refunded {amount} atomic units in transaction {}", settled.transaction));
+        }
+    }
+    Ok(())
+}
+
+async fn calls(client: &Client, args: &Args, request: &Request, output: &mut Output) -> Result<(), Failure> {
+    let mut total = Amount::ZERO;
+    for call in 1..=args.calls {
+        let paid = client.call(request).await.map_err(|error| explain(&error, client))?;
+        total = total.saturating_add(paid.charged);
+        let status = paid.response.status();
+        let body = paid.response.bytes(BODY_BYTES_MAX).await.map_err(Failure::failed)?;
+        if args.json {
+            output.line(serde_json::json!({
+                "call": call, "status": status, "bytes": body.len(), "charged": paid.charged, "settlement": paid.settlement,
+            }));
+        } else if args.calls == 1 {
+            output.line(String::from_utf8_lossy(&body).trim_end());
+            output.line(format_args!("status {status}, charged {} atomic units", grouped(paid.charged.get())));
+        } else if call == args.calls || call % 10 == 0 {
+            output.line(format_args!("{call} calls, charged {} atomic units in all", grouped(total.get())));
+        }
+    }
+    Ok(())
+}
+
+/// The client's error, with the one remedy that a newcomer needs most.
+fn explain(error: &crate::client::ClientError, client: &Client) -> Failure {
+    let text = error.to_string();
+    if text.contains(crate::x402::Reason::InsufficientFunds.as_str()) {
+        return Failure::failed(format_args!(
+            "{text}. Wallet {} holds too few tokens: fund it, on a sandbox with `turnpike fund {}`",
+            client.address(),
+            client.address()
+        ));
+    }
+    Failure::failed(text)
+}
+
+fn headers(lines: &[String]) -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let wrong = || Failure::unusable(format_args!("--header {line:?} is not of the form `Name: value`"));
+        let (name, value) = line.split_once(':').ok_or_else(wrong)?;
+        let name = HeaderName::try_from(name.trim()).map_err(|_| wrong())?;
+        headers.append(name, HeaderValue::try_from(value.trim()).map_err(|_| wrong())?);
+    }
+    Ok(headers)
+}
+
+/// Reads a Solana keypair file (64 numbers: seed, then public key), or makes one.
+fn wallet(path: &Path) -> Result<(SigningKey, bool), Failure> {
+    let wrong = |what: &str| Failure::unusable(format_args!("{}: {what}", path.display()));
+    match std::fs::read(path) {
+        Ok(text) => {
+            let bytes: Vec<u8> = serde_json::from_slice(&text).map_err(|_| wrong("not a Solana keypair file"))?;
+            let bytes: [u8; 64] = bytes.try_into().map_err(|_| wrong("not a keypair of 64 bytes"))?;
+            let key = SigningKey::from_keypair_bytes(&bytes).map_err(|_| wrong("the two halves do not fit"))?;
+            Ok((key, false))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed).map_err(Failure::failed)?;
+            let key = SigningKey::from_bytes(&seed);
+            let text = serde_json::to_string(&key.to_keypair_bytes().to_vec()).map_err(Failure::failed)?;
+            write_private(path, text.as_bytes())?;
+            Ok((key, true))
+        }
+        Err(error) => Err(wrong(&error.to_string())),
+    }
+}
+
+/// Writes a file that only its owner can read, whole or not at all.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let partial = path.with_extension("partial");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    Ok(std::fs::rename(&partial, path)?)
+}
+
+fn load(path: &Path) -> Result<Vec<ClientChannel>, Failure> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+            Failure::unusable(format_args!("{}: {error}; move it away to start without open channels", path.display()))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(Failure::unusable(format_args!("{}: {error}", path.display()))),
+    }
+}
+
+fn save(path: &Path, channels: &[ClientChannel]) -> Result<(), Failure> {
+    write_private(path, serde_json::to_string_pretty(channels).map_err(Failure::failed)?.as_bytes())
+}
