@@ -15,10 +15,12 @@
 
 pub mod amount;
 pub mod chain;
+pub mod cli;
 pub mod clock;
 pub mod facilitator;
 pub mod gate;
 pub mod ledger;
+pub mod policy;
 pub mod scheme;
 pub mod signer;
 pub mod x402;
