@@ -15,11 +15,13 @@
 
 pub mod amount;
 pub mod chain;
+pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod facilitator;
 pub mod gate;
 pub mod ledger;
+pub mod policy;
 pub mod scheme;
 pub mod signer;
 pub mod telemetry;

@@ -4,6 +4,10 @@
 //! the transaction itself, compares, applies its own policy, and only then signs. Adapters: `signer/frost.rs` (Ed25519,
 //! both shares in this process).
 
+pub mod frost;
+pub mod keystore;
+pub mod rules;
+
 use async_trait::async_trait;
 
 use crate::scheme::svm::transaction::Transaction;

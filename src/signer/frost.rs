@@ -1,0 +1,410 @@
+//! The threshold signer: FROST over Ed25519, two shares of three, both in this process.
+//!
+//! The only file that names FROST's crates. Owns key generation ([`generate`]), the quorum test ([`prove`]) and
+//! [`FrostSigner`]. Promises: no request is signed but what the [`Judge`] makes of it; a nonce is used once, as signing
+//! consumes it; every signature is verified by the chain's rules before anybody sees it; the group's secret key exists
+//! nowhere, neither at generation nor at signing. Refuses a quorum whose shares do not sign together.
+//!
+//! That both shares are in one process is the local mode: whoever reads its memory holds the key. What it gives is a
+//! key that can be moved to cosigners on other machines without changing the address.
+//!
+//! Source: RFC 9591 (FROST(Ed25519, SHA-512)); key generation as `frost-ed25519` documents it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use frost_ed25519::keys::dkg;
+use frost_ed25519::keys::{KeyPackage, PublicKeyPackage, SigningShare, VerifyingShare};
+use frost_ed25519::rand_core::OsRng;
+use frost_ed25519::round1::{SigningCommitments, SigningNonces};
+use frost_ed25519::round2::SignatureShare;
+use frost_ed25519::{Error as FrostError, Identifier, SigningPackage, VerifyingKey};
+use zeroize::Zeroizing;
+
+use super::keystore::{KeyShare, SHARES};
+use super::rules::{Judge, Rules};
+use super::{Signer, SignerError, SigningRequest};
+use crate::scheme::svm::verify_strict;
+use crate::x402::Key;
+use crate::x402::key::Signature;
+
+const SIGNERS_MAX: u16 = 3;
+const SIGNERS_MIN: u16 = 2;
+
+/// What a quorum signs to prove that it can. Its first byte is no transaction's and no voucher's.
+const TEST_MESSAGE: &[u8] = b"\xffturnpike: these shares sign together";
+
+/// Why shares make no signer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Fewer than two shares.
+    #[error("no quorum: {have} of the {SIGNERS_MIN} shares that sign together are here; open one more")]
+    NoQuorum {
+        /// How many there are.
+        have: usize,
+    },
+    /// More shares than a key has.
+    #[error("{0} shares were given, a key has {SIGNERS_MAX}")]
+    TooMany(usize),
+    /// The same share twice.
+    #[error("{first} and {second} are both share {identifier}; give two different shares")]
+    SameShare {
+        /// Where the one came from.
+        first: String,
+        /// Where the other came from.
+        second: String,
+        /// Which share.
+        identifier: u16,
+    },
+    /// Shares of different keys.
+    #[error("{first} belongs to the key {first_group}, {second} to {second_group}; give shares of one key")]
+    DifferentGroups {
+        /// Where the one came from.
+        first: String,
+        /// Its key.
+        first_group: Key,
+        /// Where the other came from.
+        second: String,
+        /// Its key.
+        second_group: Key,
+    },
+    /// A share that does not fit its own public part.
+    #[error("{0} does not hold the share that it says it holds; restore it from its backup")]
+    Corrupt(String),
+    /// The shares do not sign together.
+    #[error("the shares do not sign together: {0}; make a new key")]
+    Broken(String),
+}
+
+/// A signer that holds a quorum of one key's shares in this process.
+#[derive(Clone)]
+pub struct FrostSigner(Arc<Inner>);
+
+struct Inner {
+    judge: Judge,
+    quorum: Quorum,
+}
+
+impl FrostSigner {
+    /// A signer of two or three shares of one key. They sign a test message first, so that a share that cannot sign is
+    /// found now and not at the first payment.
+    ///
+    /// # Errors
+    /// [`OpenError`], which names the shares at fault.
+    pub fn open(shares: Vec<KeyShare>, rules: Rules) -> Result<Self, OpenError> {
+        let quorum = Quorum::of(&shares)?;
+        quorum.test()?;
+        Ok(Self::of(quorum, rules))
+    }
+
+    /// A signer that knows its key but holds one share only: it answers every request with
+    /// [`SignerError::NoQuorum`]. A proxy that is started so can show what it would do, and why it cannot.
+    ///
+    /// # Errors
+    /// [`OpenError::Corrupt`] where the share does not fit its own public part.
+    pub fn open_without_quorum(share: &KeyShare, rules: Rules) -> Result<Self, OpenError> {
+        Ok(Self::of(Quorum::assemble(std::slice::from_ref(share))?, rules))
+    }
+
+    /// A signer with a new key that is gone with the process: for the sandbox. The key is made by the same distributed
+    /// key generation as a real one, so that the sandbox runs what `turnpike keygen` runs.
+    ///
+    /// # Errors
+    /// [`OpenError::Broken`] where key generation fails, which it does not.
+    pub fn ephemeral(rules: Rules) -> Result<Self, OpenError> {
+        Self::open(generate()?.into_iter().take(usize::from(SIGNERS_MIN)).collect(), rules)
+    }
+
+    fn of(quorum: Quorum, rules: Rules) -> Self {
+        Self(Arc::new(Inner { judge: Judge::new(rules, quorum.group), quorum }))
+    }
+
+    /// [`Signer::sign`] on the calling thread.
+    ///
+    /// # Errors
+    /// As [`Signer::sign`].
+    pub fn sign_blocking(&self, request: &SigningRequest) -> Result<Signature, SignerError> {
+        self.health().map_err(SignerError::NoQuorum)?;
+        let bytes = self.0.judge.judge(request)?;
+        self.0.quorum.sign(bytes.as_bytes())
+    }
+}
+
+impl fmt::Debug for FrostSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FrostSigner({}, {} shares)", self.0.quorum.group, self.0.quorum.shares.len())
+    }
+}
+
+#[async_trait]
+impl Signer for FrostSigner {
+    fn public_key(&self) -> Key {
+        self.0.quorum.group
+    }
+
+    async fn sign(&self, request: SigningRequest) -> Result<Signature, SignerError> {
+        // A signature is 0.4 ms of arithmetic, twenty times a proxied request: too long for a thread that serves others.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return self.sign_blocking(&request);
+        };
+        let signer = self.clone();
+        let signed = runtime.spawn_blocking(move || signer.sign_blocking(&request)).await;
+        signed.unwrap_or_else(|error| Err(SignerError::Broken(error.to_string())))
+    }
+
+    fn health(&self) -> Result<(), String> {
+        match self.0.quorum.shares.len() {
+            2.. => Ok(()),
+            have => Err(OpenError::NoQuorum { have }.to_string()),
+        }
+    }
+}
+
+/// Makes a new key by distributed key generation between three participants in this process. No participant, and
+/// nobody else, ever holds the whole secret key.
+///
+/// # Errors
+/// [`OpenError::Broken`] where a participant refuses another's part, which cannot happen in one process.
+pub fn generate() -> Result<[KeyShare; SHARES], OpenError> {
+    run_key_generation()
+        .map_err(|error| OpenError::Broken(error.to_string()))?
+        .ok_or_else(|| OpenError::Broken("the participants of the key generation do not agree".to_owned()))
+}
+
+/// Tests that every pair of a key's shares signs under the same group key, which it returns.
+///
+/// # Errors
+/// [`OpenError`], which names the shares at fault.
+pub fn prove(shares: &[KeyShare; SHARES]) -> Result<Key, OpenError> {
+    let quorum = Quorum::of(shares)?;
+    for [first, second] in [[0, 1], [0, 2], [1, 2]] {
+        let pair = quorum.shares.get(first).zip(quorum.shares.get(second));
+        let signed = pair.map(|(first, second)| quorum.sign_with(first, second, TEST_MESSAGE));
+        signed.transpose().map_err(|error| OpenError::Broken(error.to_string()))?;
+    }
+    Ok(quorum.group)
+}
+
+/// The shares of one key that are here.
+struct Quorum {
+    group: Key,
+    shares: Vec<KeyPackage>,
+    public: PublicKeyPackage,
+}
+
+impl Quorum {
+    /// Two or three different shares of one key.
+    fn of(shares: &[KeyShare]) -> Result<Self, OpenError> {
+        for (index, share) in shares.iter().enumerate() {
+            for earlier in shares.iter().take(index) {
+                differ(earlier, share)?;
+            }
+        }
+        match shares.len() {
+            have @ ..2 => Err(OpenError::NoQuorum { have }),
+            2..=SHARES => Self::assemble(shares),
+            given => Err(OpenError::TooMany(given)),
+        }
+    }
+
+    fn assemble(shares: &[KeyShare]) -> Result<Self, OpenError> {
+        let first = shares.first().ok_or(OpenError::NoQuorum { have: 0 })?;
+        let corrupt = |share: &KeyShare| OpenError::Corrupt(share.origin().to_owned());
+        let public = public_package(first).map_err(|_| corrupt(first))?;
+        let shares =
+            shares.iter().map(|share| key_package(share).ok_or_else(|| corrupt(share))).collect::<Result<_, _>>()?;
+        Ok(Self { group: first.group(), shares, public })
+    }
+
+    fn test(&self) -> Result<(), OpenError> {
+        self.sign(TEST_MESSAGE).map(|_| ()).map_err(|error| OpenError::Broken(error.to_string()))
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Signature, SignerError> {
+        let [first, second, ..] = self.shares.as_slice() else {
+            return Err(SignerError::NoQuorum(OpenError::NoQuorum { have: self.shares.len() }.to_string()));
+        };
+        self.sign_with(first, second, message)
+    }
+
+    fn sign_with(&self, first: &KeyPackage, second: &KeyPackage, message: &[u8]) -> Result<Signature, SignerError> {
+        let signature = self.rounds(first, second, message).map_err(|error| broken(&error))?;
+        let signature = signature.serialize().ok().and_then(|bytes| bytes.try_into().ok()).map(Signature);
+        signature
+            .filter(|signature| verify_strict(&self.group, message, signature))
+            .ok_or_else(|| SignerError::Broken("it is not valid by the rules of the chain".to_owned()))
+    }
+
+    /// Both rounds of the protocol: commitments, then shares of the signature, which are checked as they are joined.
+    fn rounds(
+        &self,
+        first: &KeyPackage,
+        second: &KeyPackage,
+        message: &[u8],
+    ) -> Result<frost_ed25519::Signature, FrostError> {
+        let (first_nonces, first_commitments) = OnceNonces::commit(first);
+        let (second_nonces, second_commitments) = OnceNonces::commit(second);
+        let commitments =
+            BTreeMap::from([(*first.identifier(), first_commitments), (*second.identifier(), second_commitments)]);
+        let package = SigningPackage::new(commitments, message);
+        let shares = BTreeMap::from([
+            (*first.identifier(), first_nonces.sign(&package, first)?),
+            (*second.identifier(), second_nonces.sign(&package, second)?),
+        ]);
+        frost_ed25519::aggregate(&package, &shares, &self.public)
+    }
+}
+
+/// The nonces of one signature. Signing consumes them, and they cannot be cloned: two signatures with the same nonces
+/// would give the share away.
+struct OnceNonces(SigningNonces);
+
+impl OnceNonces {
+    fn commit(share: &KeyPackage) -> (Self, SigningCommitments) {
+        let (nonces, commitments) = frost_ed25519::round1::commit(share.signing_share(), &mut OsRng);
+        (Self(nonces), commitments)
+    }
+
+    fn sign(self, package: &SigningPackage, share: &KeyPackage) -> Result<SignatureShare, FrostError> {
+        frost_ed25519::round2::sign(package, &self.0, share)
+    }
+}
+
+fn differ(first: &KeyShare, second: &KeyShare) -> Result<(), OpenError> {
+    if first.group() != second.group() || first.verifying_shares != second.verifying_shares {
+        return Err(OpenError::DifferentGroups {
+            first: first.origin().to_owned(),
+            first_group: first.group(),
+            second: second.origin().to_owned(),
+            second_group: second.group(),
+        });
+    }
+    if first.identifier() == second.identifier() {
+        let (first, identifier) = (first.origin().to_owned(), first.identifier());
+        return Err(OpenError::SameShare { first, second: second.origin().to_owned(), identifier });
+    }
+    Ok(())
+}
+
+fn broken(error: &FrostError) -> SignerError {
+    let culprits: Vec<String> = error.culprits().iter().map(|culprit| format!("{culprit:?}")).collect();
+    SignerError::Broken(format!("{error} (at fault: {})", culprits.join(", ")))
+}
+
+fn public_package(share: &KeyShare) -> Result<PublicKeyPackage, FrostError> {
+    let mut verifying = BTreeMap::new();
+    for (identifier, key) in (1_u16..).zip(&share.verifying_shares) {
+        verifying.insert(Identifier::try_from(identifier)?, VerifyingShare::deserialize(&key.0)?);
+    }
+    Ok(PublicKeyPackage::new(verifying, VerifyingKey::deserialize(&share.group().0)?, Some(SIGNERS_MIN)))
+}
+
+/// The share as the library takes it, where it fits its own public part.
+fn key_package(share: &KeyShare) -> Option<KeyPackage> {
+    let identifier = Identifier::try_from(share.identifier()).ok()?;
+    let signing = SigningShare::deserialize(share.secret.as_ref()).ok()?;
+    let verifying = VerifyingShare::from(signing);
+    let position = usize::from(share.identifier()).checked_sub(1)?;
+    let said = share.verifying_shares.get(position)?;
+    let group = VerifyingKey::deserialize(&share.group().0).ok()?;
+    let fits = verifying.serialize().ok()? == said.0;
+    fits.then(|| KeyPackage::new(identifier, signing, verifying, group, SIGNERS_MIN))
+}
+
+/// The three parts of the key generation, each participant with its own secrets. `None` where results disagree.
+fn run_key_generation() -> Result<Option<[KeyShare; SHARES]>, FrostError> {
+    let identifiers = (1..=SIGNERS_MAX).map(Identifier::try_from).collect::<Result<Vec<_>, _>>()?;
+    let mut round1_secrets = BTreeMap::new();
+    let mut round1_packages = BTreeMap::new();
+    for identifier in &identifiers {
+        let (secret, package) = dkg::part1(*identifier, SIGNERS_MAX, SIGNERS_MIN, OsRng)?;
+        round1_secrets.insert(*identifier, secret);
+        round1_packages.insert(*identifier, package);
+    }
+    let of_others = |me: Identifier| {
+        let mut packages = round1_packages.clone();
+        packages.remove(&me);
+        packages
+    };
+    let mut round2_secrets = BTreeMap::new();
+    let mut inboxes: BTreeMap<Identifier, BTreeMap<Identifier, dkg::round2::Package>> = BTreeMap::new();
+    for (identifier, secret) in round1_secrets {
+        let (secret, packages) = dkg::part2(secret, &of_others(identifier))?;
+        round2_secrets.insert(identifier, secret);
+        for (receiver, package) in packages {
+            inboxes.entry(receiver).or_default().insert(identifier, package);
+        }
+    }
+    let mut shares = Vec::with_capacity(SHARES);
+    for (number, identifier) in (1..=SIGNERS_MAX).zip(identifiers) {
+        let (Some(secret), Some(inbox)) = (round2_secrets.get(&identifier), inboxes.get(&identifier)) else {
+            return Ok(None);
+        };
+        let (key, public) = dkg::part3(secret, &of_others(identifier), inbox)?;
+        let Some(share) = key_share(number, &key, &public) else {
+            return Ok(None);
+        };
+        shares.push(share);
+    }
+    Ok(shares.try_into().ok())
+}
+
+fn key_share(identifier: u16, key: &KeyPackage, public: &PublicKeyPackage) -> Option<KeyShare> {
+    let point = |bytes: Result<Vec<u8>, FrostError>| bytes.ok()?.try_into().ok().map(Key);
+    let verifying: Option<Vec<Key>> =
+        public.verifying_shares().values().map(|share| point(share.serialize())).collect();
+    let serialized = Zeroizing::new(key.signing_share().serialize());
+    let mut secret = Zeroizing::new([0; 32]);
+    if serialized.len() != secret.len() {
+        return None;
+    }
+    secret.copy_from_slice(&serialized);
+    Some(KeyShare {
+        group: point(public.verifying_key().serialize())?,
+        identifier,
+        verifying_shares: verifying?.try_into().ok()?,
+        secret,
+        origin: format!("the new share {identifier}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles only while [`OnceNonces`] is not `Clone`: with two candidates the type below could not be inferred.
+    #[test]
+    fn nonces_cannot_be_cloned() {
+        trait AmbiguousIfClone<A> {
+            fn check() {}
+        }
+        struct IsClone;
+        impl<T: ?Sized> AmbiguousIfClone<()> for T {}
+        impl<T: Clone> AmbiguousIfClone<IsClone> for T {}
+        <OnceNonces as AmbiguousIfClone<_>>::check();
+    }
+
+    #[test]
+    fn a_share_that_does_not_fit_its_public_part_is_found() {
+        let [mut first, second, _] = generate().unwrap();
+        first.secret[0] ^= 1;
+        let error = Quorum::of(&[first, second]).err().unwrap();
+        assert_eq!(error, OpenError::Corrupt("the new share 1".to_owned()));
+    }
+
+    #[test]
+    fn shares_of_a_falsified_group_do_not_sign_together() {
+        let [first, second, _] = generate().unwrap();
+        let [other, ..] = generate().unwrap();
+        let quorum = Quorum::of(&[first, second]).unwrap();
+        let public = PublicKeyPackage::new(
+            quorum.public.verifying_shares().clone(),
+            VerifyingKey::deserialize(&other.group().0).unwrap(),
+            Some(SIGNERS_MIN),
+        );
+        let falsified = Quorum { group: other.group(), public, shares: quorum.shares };
+        assert!(matches!(falsified.test(), Err(OpenError::Broken(_))));
+    }
+}

@@ -1,0 +1,484 @@
+//! Encrypted share files.
+//!
+//! Owns [`KeyShare`] (one share of a threshold key, in memory), [`Passphrase`] and the file format below. Promises: a
+//! share or passphrase is never printed, logged or cloned and is wiped when dropped; a file is created with mode 0600
+//! and never overwritten; the clear fields cannot be exchanged without the passphrase; a hostile file cannot take more
+//! than [`FILE_BYTES_MAX`] bytes or the bounds of [`Kdf`] to read. Knows nothing of the signature scheme's arithmetic.
+//!
+//! Format, version 1: one JSON object, exactly these fields, bytes as standard base64, keys as base58.
+//!
+//! | field | content |
+//! |---|---|
+//! | `version` | `1` |
+//! | `scheme` | `"frost-ed25519-2-of-3"`: FROST(Ed25519, SHA-512), RFC 9591 |
+//! | `group` | the group's public key, a Solana address |
+//! | `identifier` | which share this is: 1, 2 or 3 |
+//! | `verifying_shares` | the public part of each share, in the order of their identifiers |
+//! | `kdf` | `name` `"argon2id"` (version 0x13), `memory_kib`, `passes`, `lanes`, `salt` (16 bytes) |
+//! | `cipher` | `"xchacha20-poly1305"` |
+//! | `nonce` | 24 bytes |
+//! | `ciphertext` | the encrypted 32-byte share (a scalar, little endian) and its 16-byte tag |
+//! | `checksum` | SHA-256 over associated data and ciphertext: tells a damaged file from a wrong passphrase |
+//!
+//! The associated data are, in this order and without separators: the 20 bytes `turnpike share file\0`, `version` (u32),
+//! length (u16) and bytes of `scheme`, `group`, `identifier` (u16), the three `verifying_shares`, length and bytes of
+//! `kdf.name`, `memory_kib`, `passes`, `lanes` (u32 each), `salt`, length and bytes of `cipher`, `nonce`. Integers are
+//! little endian.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use argon2::{Algorithm, Argon2, Params, Version};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chacha20poly1305::aead::{Aead, Payload};
+use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::x402::Key;
+
+/// How many shares a key has.
+pub const SHARES: usize = 3;
+/// The largest share file, and the largest passphrase file, that is read.
+pub const FILE_BYTES_MAX: u64 = 16 * 1024;
+/// The fewest characters of a passphrase that a new share is encrypted under.
+pub const PASSPHRASE_CHARS_MIN: usize = 12;
+
+const VERSION: u32 = 1;
+const SCHEME: &str = "frost-ed25519-2-of-3";
+const KDF: &str = "argon2id";
+const CIPHER: &str = "xchacha20-poly1305";
+const LABEL: &[u8] = b"turnpike share file\0";
+const SALT_BYTES: usize = 16;
+const NONCE_BYTES: usize = 24;
+const MEMORY_KIB_MAX: u32 = 1024 * 1024;
+const PASSES_MAX: u32 = 16;
+const LANES_MAX: u32 = 4;
+
+/// One share of a threshold key. It cannot be printed or cloned, and is wiped when dropped.
+///
+/// ```compile_fail
+/// fn twice(share: turnpike::signer::keystore::KeyShare) {
+///     let copy = share.clone();
+/// }
+/// ```
+/// ```compile_fail
+/// fn shown(share: turnpike::signer::keystore::KeyShare) -> String {
+///     format!("{share:?}")
+/// }
+/// ```
+pub struct KeyShare {
+    pub(super) group: Key,
+    pub(super) identifier: u16,
+    pub(super) verifying_shares: [Key; SHARES],
+    pub(super) secret: Zeroizing<[u8; 32]>,
+    pub(super) origin: String,
+}
+
+impl KeyShare {
+    /// The public key of the group that this share belongs to.
+    #[must_use]
+    pub const fn group(&self) -> Key {
+        self.group
+    }
+
+    /// Which share this is: 1, 2 or 3.
+    #[must_use]
+    pub const fn identifier(&self) -> u16 {
+        self.identifier
+    }
+
+    /// Where it came from, for messages: its file, or how it was made.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+}
+
+/// A passphrase. It cannot be printed or cloned, and is wiped when dropped.
+#[derive(PartialEq, Eq)]
+pub struct Passphrase(Zeroizing<String>);
+
+impl Passphrase {
+    /// A passphrase as an operator wrote it; one line break at its end does not count.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        let mut text = Zeroizing::new(text);
+        if text.ends_with('\n') {
+            text.pop();
+            if text.ends_with('\r') {
+                text.pop();
+            }
+        }
+        Self(text)
+    }
+
+    /// Reads a passphrase from a file.
+    ///
+    /// # Errors
+    /// [`KeystoreError::Read`] where the file cannot be read or is no text.
+    pub fn read(path: &Path) -> Result<Self, KeystoreError> {
+        read_text(path).map(Self::new)
+    }
+
+    /// A new passphrase of 192 random bits in base58: at least 24 characters, nearly always 33.
+    ///
+    /// # Errors
+    /// [`KeystoreError::Random`] where the system gives no random bytes.
+    pub fn generate() -> Result<Self, KeystoreError> {
+        let mut bytes = Zeroizing::new([0; 24]);
+        fill(bytes.as_mut())?;
+        Ok(Self(Zeroizing::new(bs58::encode(bytes.as_ref()).into_string())))
+    }
+
+    /// Whether a new share may be encrypted under it.
+    #[must_use]
+    pub fn is_long_enough(&self) -> bool {
+        self.0.chars().count() >= PASSPHRASE_CHARS_MIN
+    }
+
+    /// Writes it to a new file of mode 0600.
+    ///
+    /// # Errors
+    /// [`KeystoreError::Exists`] or [`KeystoreError::Write`].
+    pub fn write_new(&self, path: &Path) -> Result<(), KeystoreError> {
+        write_new(path, &Zeroizing::new(format!("{}\n", self.0.as_str())))
+    }
+}
+
+/// What makes guessing a passphrase slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kdf {
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+}
+
+impl Kdf {
+    /// Argon2id with 64 MiB and 3 passes: for every real key.
+    pub const STANDARD: Self = Self { memory_kib: 64 * 1024, passes: 3, lanes: 1 };
+    /// Argon2id with 64 KiB and 1 pass: for tests only. No command line reaches it.
+    pub const FAST_FOR_TESTS: Self = Self { memory_kib: 64, passes: 1, lanes: 1 };
+}
+
+/// Why a share is not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum KeystoreError {
+    /// The file cannot be read.
+    #[error("{path}: cannot be read: {source}", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file cannot be written.
+    #[error("{path}: cannot be written: {source}", path = .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file is there already, and a share is never overwritten.
+    #[error("{path}: exists already; move it away or choose another directory", path = .0.display())]
+    Exists(PathBuf),
+    /// Not a share file.
+    #[error("{path}: is not a share file ({what}); give the path of a file that `turnpike keygen` wrote", path = .path.display())]
+    NotAShare {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A share file of another version, or for another scheme.
+    #[error("{path}: has {field} {found}, this release reads {expected}; use the release that wrote it", path = .path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What is supported.
+        expected: String,
+    },
+    /// A share file that is not as it was written.
+    #[error("{path}: is damaged ({what}); restore it from its backup", path = .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The passphrase does not open the file.
+    #[error("{path}: the passphrase does not open it; check that it is the one of share {identifier}", path = .path.display())]
+    Passphrase {
+        /// The file.
+        path: PathBuf,
+        /// Which share it holds.
+        identifier: u16,
+    },
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes: {0}")]
+    Random(String),
+    /// The library refuses parameters that are ours: never seen.
+    #[error("encrypting the share failed: {0}")]
+    Cipher(&'static str),
+}
+
+/// The clear fields of a share file, and the ciphertext.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShareFile {
+    version: u32,
+    scheme: String,
+    group: Key,
+    identifier: u16,
+    verifying_shares: [Key; SHARES],
+    kdf: KdfFields,
+    cipher: String,
+    nonce: String,
+    ciphertext: String,
+    checksum: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KdfFields {
+    name: String,
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+    salt: String,
+}
+
+/// The one field that every version has.
+#[derive(Deserialize)]
+struct AnyVersion {
+    version: u32,
+}
+
+/// Encrypts a share and writes it to a new file of mode 0600.
+///
+/// # Errors
+/// [`KeystoreError::Exists`] or [`KeystoreError::Write`]; nothing is left behind then.
+pub fn create(path: &Path, share: &KeyShare, passphrase: &Passphrase, kdf: Kdf) -> Result<(), KeystoreError> {
+    let mut salt = [0; SALT_BYTES];
+    let mut nonce = [0; NONCE_BYTES];
+    fill(&mut salt)?;
+    fill(&mut nonce)?;
+    write_new(path, &seal(share, passphrase, kdf, salt, nonce)?)
+}
+
+/// Reads and decrypts a share.
+///
+/// # Errors
+/// [`KeystoreError`], which names the file and what to do.
+pub fn open(path: &Path, passphrase: &Passphrase) -> Result<KeyShare, KeystoreError> {
+    let text = read_text(path)?;
+    let not_a_share = |what: String| KeystoreError::NotAShare { path: path.to_owned(), what };
+    let AnyVersion { version } = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
+    supported(path, "version", &version.to_string(), &VERSION.to_string())?;
+    let file: ShareFile = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
+    supported(path, "scheme", &file.scheme, SCHEME)?;
+    supported(path, "kdf", &file.kdf.name, KDF)?;
+    supported(path, "cipher", &file.cipher, CIPHER)?;
+    decrypt(path, &file, passphrase)
+}
+
+fn decrypt(path: &Path, file: &ShareFile, passphrase: &Passphrase) -> Result<KeyShare, KeystoreError> {
+    let damaged = |what| KeystoreError::Damaged { path: path.to_owned(), what };
+    let salt: [u8; SALT_BYTES] = bytes(&file.kdf.salt).ok_or_else(|| damaged("the salt is not 16 bytes"))?;
+    let nonce: [u8; NONCE_BYTES] = bytes(&file.nonce).ok_or_else(|| damaged("the nonce is not 24 bytes"))?;
+    let ciphertext: [u8; 48] = bytes(&file.ciphertext).ok_or_else(|| damaged("the ciphertext is not 48 bytes"))?;
+    let associated = associated_data(file, &salt, &nonce);
+    if bytes(&file.checksum) != Some(checksum(&associated, &ciphertext)) {
+        return Err(damaged("the checksum does not match"));
+    }
+    if !(1..=SHARES).contains(&usize::from(file.identifier)) {
+        return Err(damaged("the identifier is not 1, 2 or 3"));
+    }
+    let KdfFields { memory_kib, passes, lanes, .. } = file.kdf;
+    if memory_kib > MEMORY_KIB_MAX || passes > PASSES_MAX || lanes > LANES_MAX {
+        return Err(damaged("the key derivation would take more than any share file of ours"));
+    }
+    let key = derive(passphrase, &salt, Kdf { memory_kib, passes, lanes })
+        .map_err(|_| damaged("the key derivation has no such parameters"))?;
+    let payload = Payload { msg: &ciphertext, aad: &associated };
+    let secret = cipher(&key)
+        .decrypt(XNonce::from_slice(&nonce), payload)
+        .map(Zeroizing::new)
+        .map_err(|_| KeystoreError::Passphrase { path: path.to_owned(), identifier: file.identifier })?;
+    let mut share = KeyShare {
+        group: file.group,
+        identifier: file.identifier,
+        verifying_shares: file.verifying_shares,
+        secret: Zeroizing::new([0; 32]),
+        origin: path.display().to_string(),
+    };
+    if secret.len() != share.secret.len() {
+        return Err(damaged("the share is not 32 bytes"));
+    }
+    share.secret.copy_from_slice(&secret);
+    Ok(share)
+}
+
+/// The text of a share file. Salt and nonce are given so that the format can be fixed by a test.
+fn seal(
+    share: &KeyShare,
+    passphrase: &Passphrase,
+    kdf: Kdf,
+    salt: [u8; SALT_BYTES],
+    nonce: [u8; NONCE_BYTES],
+) -> Result<String, KeystoreError> {
+    let Kdf { memory_kib, passes, lanes } = kdf;
+    let mut file = ShareFile {
+        version: VERSION,
+        scheme: SCHEME.to_owned(),
+        group: share.group,
+        identifier: share.identifier,
+        verifying_shares: share.verifying_shares,
+        kdf: KdfFields { name: KDF.to_owned(), memory_kib, passes, lanes, salt: STANDARD.encode(salt) },
+        cipher: CIPHER.to_owned(),
+        nonce: STANDARD.encode(nonce),
+        ciphertext: String::new(),
+        checksum: String::new(),
+    };
+    let associated = associated_data(&file, &salt, &nonce);
+    let key = derive(passphrase, &salt, kdf)?;
+    let payload = Payload { msg: share.secret.as_ref(), aad: &associated };
+    let ciphertext = cipher(&key)
+        .encrypt(XNonce::from_slice(&nonce), payload)
+        .map_err(|_| KeystoreError::Cipher("the cipher refused"))?;
+    file.checksum = STANDARD.encode(checksum(&associated, &ciphertext));
+    file.ciphertext = STANDARD.encode(ciphertext);
+    let text = serde_json::to_string_pretty(&file).map_err(|_| KeystoreError::Cipher("the file has no text"))?;
+    Ok(text + "\n")
+}
+
+fn associated_data(file: &ShareFile, salt: &[u8; SALT_BYTES], nonce: &[u8; NONCE_BYTES]) -> Vec<u8> {
+    let mut data = LABEL.to_vec();
+    let text = |data: &mut Vec<u8>, text: &str| {
+        data.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
+        data.extend(text.as_bytes());
+    };
+    data.extend(file.version.to_le_bytes());
+    text(&mut data, &file.scheme);
+    data.extend(file.group.0);
+    data.extend(file.identifier.to_le_bytes());
+    for share in &file.verifying_shares {
+        data.extend(share.0);
+    }
+    text(&mut data, &file.kdf.name);
+    for number in [file.kdf.memory_kib, file.kdf.passes, file.kdf.lanes] {
+        data.extend(number.to_le_bytes());
+    }
+    data.extend(salt);
+    text(&mut data, &file.cipher);
+    data.extend(nonce);
+    data
+}
+
+fn checksum(associated: &[u8], ciphertext: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(associated).chain_update(ciphertext).finalize().into()
+}
+
+fn derive(passphrase: &Passphrase, salt: &[u8], kdf: Kdf) -> Result<Zeroizing<[u8; 32]>, KeystoreError> {
+    let mut key = Zeroizing::new([0; 32]);
+    let params = Params::new(kdf.memory_kib, kdf.passes, kdf.lanes, Some(key.len()))
+        .map_err(|_| KeystoreError::Cipher("no such key derivation parameters"))?;
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password_into(passphrase.0.as_bytes(), salt, key.as_mut())
+        .map_err(|_| KeystoreError::Cipher("the key derivation refused"))?;
+    Ok(key)
+}
+
+fn cipher(key: &Zeroizing<[u8; 32]>) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(chacha20poly1305::Key::from_slice(key.as_ref()))
+}
+
+fn supported(path: &Path, field: &'static str, found: &str, expected: &str) -> Result<(), KeystoreError> {
+    if found == expected {
+        return Ok(());
+    }
+    let found = found.chars().take(40).collect();
+    Err(KeystoreError::Unsupported { path: path.to_owned(), field, found, expected: expected.to_owned() })
+}
+
+fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+fn fill(bytes: &mut [u8]) -> Result<(), KeystoreError> {
+    getrandom::fill(bytes).map_err(|error| KeystoreError::Random(error.to_string()))
+}
+
+fn read_text(path: &Path) -> Result<String, KeystoreError> {
+    let read = || {
+        let mut text = String::new();
+        std::fs::File::open(path)?.take(FILE_BYTES_MAX.saturating_add(1)).read_to_string(&mut text)?;
+        if u64::try_from(text.len()).is_ok_and(|length| length <= FILE_BYTES_MAX) {
+            return Ok(text);
+        }
+        text.zeroize();
+        Err(io::Error::other(format!("it is longer than {FILE_BYTES_MAX} bytes")))
+    };
+    read().map_err(|source| KeystoreError::Read { path: path.to_owned(), source })
+}
+
+/// Writes a file that did not exist, readable by its owner only, and waits until the disk has it.
+fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => KeystoreError::Exists(path.to_owned()),
+        _ => KeystoreError::Write { path: path.to_owned(), source },
+    })?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|source| {
+        // What was written in part is of no use, and would stand in the way of the next try.
+        let _ = std::fs::remove_file(path);
+        KeystoreError::Write { path: path.to_owned(), source }
+    })
+}
+
+impl fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Passphrase(hidden)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/shares-v1/share-1.json");
+
+    /// The committed file opens, and writing its share again with the same salt and nonce gives the same bytes.
+    #[test]
+    fn the_format_of_version_1_stays() {
+        let path = Path::new(FIXTURE);
+        let passphrase = Passphrase::new("correct horse battery 1".to_owned());
+        let share = open(path, &passphrase).unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
+        let file: ShareFile = serde_json::from_str(&text).unwrap();
+        let KdfFields { memory_kib, passes, lanes, salt, .. } = &file.kdf;
+        let kdf = Kdf { memory_kib: *memory_kib, passes: *passes, lanes: *lanes };
+        let again = seal(&share, &passphrase, kdf, bytes(salt).unwrap(), bytes(&file.nonce).unwrap()).unwrap();
+        assert_eq!(again, text);
+    }
+
+    #[test]
+    fn one_line_break_at_the_end_of_a_passphrase_does_not_count() {
+        for text in ["secret words", "secret words\n", "secret words\r\n"] {
+            assert!(Passphrase::new(text.to_owned()) == Passphrase::new("secret words".to_owned()), "{text:?}");
+        }
+        assert!(Passphrase::new("secret words\n\n".to_owned()) != Passphrase::new("secret words".to_owned()));
+    }
+}
