@@ -16,6 +16,7 @@
 pub mod amount;
 pub mod chain;
 pub mod clock;
+pub mod config;
 pub mod facilitator;
 pub mod gate;
 pub mod ledger;

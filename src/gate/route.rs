@@ -31,6 +31,16 @@ pub struct Route {
     pub mime_type: Option<Arc<str>>,
 }
 
+/// What happens to a path that no route lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unlisted {
+    /// It is refused.
+    #[default]
+    Deny,
+    /// It goes to the upstream without payment.
+    Free,
+}
+
 /// What a call costs.
 #[derive(Clone, Debug)]
 pub enum Pricing {
