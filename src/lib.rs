@@ -18,6 +18,7 @@ pub mod chain;
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod config;
 pub mod facilitator;
 pub mod gate;
 pub mod ledger;

@@ -1,10 +1,21 @@
 //! The route table: host, method and path to price, ways to pay and upstream.
+//!
+//! Owns [`Route`] and [`RouteTable`]. Pure: a table is built once and matched without locks, and a request's path is
+//! either read in one way only or refused ([`path`]).
+
+pub mod path;
+pub mod pattern;
+mod table;
+mod tree;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method};
 
+pub use self::path::BadPath;
+pub use self::pattern::{Pattern, PatternError};
+pub use self::table::{Claim, Match, RouteTable, TableError, conflicts};
 use crate::amount::Amount;
 use crate::ledger::channel::Seller;
 
@@ -29,6 +40,16 @@ pub struct Route {
     pub description: Option<Arc<str>>,
     /// For the challenge's `resource.mimeType`.
     pub mime_type: Option<Arc<str>>,
+}
+
+/// What happens to a path that no route lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unlisted {
+    /// It is refused.
+    #[default]
+    Deny,
+    /// It goes to the upstream without payment.
+    Free,
 }
 
 /// What a call costs.

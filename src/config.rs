@@ -1,0 +1,295 @@
+//! Configuration: a YAML file becomes a [`Config`] in which nothing is left to parse, or a list of every problem in it.
+//!
+//! Promises: every problem at once, each with its line, key, value and remedy; no secret in any message; no key that
+//! does nothing; no input that panics. Refuses: unknown and duplicate keys, anchors, aliases, tags, files above
+//! [`FILE_BYTES_MAX`]. What the file means is explained key by key in `config/example.yaml`.
+//!
+//! Text values may hold `${NAME}`, which stands for an environment variable; `$$` stands for one `$`. A message shows
+//! a value as it is written in the file, so what a variable holds is never shown. Paths are relative to the file.
+
+mod problem;
+mod root;
+mod route;
+mod secret;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Uri};
+
+pub use self::problem::{Problem, Problems, Warning};
+pub use self::route::{NetworkPrice, RouteConfig, RoutePricing};
+pub use self::secret::{RpcUrl, Secret};
+use crate::amount::{Amount, Asset};
+pub use crate::gate::route::Unlisted;
+use crate::x402::{Key, Network};
+
+/// The largest file that is read.
+pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// The most routes in one file.
+pub const ROUTES_MAX: usize = 10_000;
+/// The most networks in one file.
+pub const NETWORKS_MAX: usize = 16;
+/// The most URLs for one upstream or one network.
+pub const URLS_MAX: usize = 64;
+/// How deep mappings and lists may nest.
+pub const DEPTH_MAX: usize = 12;
+/// The most values in one file.
+pub const NODES_MAX: usize = 400_000;
+/// The most problems that are reported.
+pub const PROBLEMS_MAX: usize = 500;
+
+/// How the environment is asked for a variable.
+pub type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The file that it came from.
+    pub source: PathBuf,
+    /// The upstream of every route that names none, as one or several equal origins (scheme, host, port; no path).
+    /// Empty only where every route names its own and unlisted paths are refused.
+    pub upstream: Vec<Uri>,
+    /// Further upstreams by name, each as one or several equal origins.
+    pub upstreams: BTreeMap<Arc<str>, Vec<Uri>>,
+    /// Where money is taken, in order of preference; at least one. On the sandbox exactly one.
+    pub networks: Vec<NetworkConfig>,
+    /// Present where the only network is the sandbox.
+    pub sandbox: Option<SandboxConfig>,
+    /// The routes, as written.
+    pub routes: Vec<RouteConfig>,
+    /// What happens to a path that no route lists.
+    pub default: Unlisted,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// The admin API, health and metrics.
+    pub admin: AdminConfig,
+    /// TLS for `listen`; plain HTTP where absent.
+    pub tls: Option<TlsConfig>,
+    /// The ledger's database; `None` for a temporary one (sandbox only).
+    pub store: Option<PathBuf>,
+    /// The key shares; `None` on the sandbox, which makes its own.
+    pub signer: Option<SignerConfig>,
+    /// Who checks and sends what clients sign.
+    pub facilitator: FacilitatorKind,
+    /// Between a payer's request to close and its end: whole seconds, 15 minutes to 30 days.
+    pub withdraw_delay: Duration,
+    /// `maxTimeoutSeconds` of every offer: whole seconds.
+    pub max_timeout: Duration,
+    /// The memo that setup transactions must carry.
+    pub memo: Option<Arc<str>>,
+    /// When charges become money, and how much may be at risk meanwhile.
+    pub settlement: SettlementConfig,
+    /// Requests of one channel that arrive together.
+    pub queue: QueueConfig,
+    /// Sizes and counts of the HTTP side.
+    pub limits: LimitsConfig,
+    /// Waits of the HTTP side.
+    pub timeouts: TimeoutsConfig,
+    /// Answers to browsers of other origins; none where absent.
+    pub cors: Option<CorsConfig>,
+    /// The log.
+    pub log: LogConfig,
+    /// What `resource.url` begins with (scheme, authority, perhaps a path); from the `Host` header where absent.
+    pub public_url: Option<Uri>,
+}
+
+/// One way to be paid: a token on a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// The network; on the sandbox the one that it presents itself as.
+    pub network: Network,
+    /// What is paid with.
+    pub asset: Arc<Asset>,
+    /// The asset's mint.
+    pub mint: Key,
+    /// The program that owns the mint.
+    pub token_program: Key,
+    /// Where the money goes; `None` only on the sandbox.
+    pub pay_to: Option<Key>,
+    /// The network's JSON-RPC endpoints, in order of preference; empty only on the sandbox.
+    pub rpc_urls: Vec<RpcUrl>,
+}
+
+/// The network without a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SandboxConfig {
+    /// Where the sandbox chain answers JSON-RPC.
+    pub rpc_listen: SocketAddr,
+}
+
+/// The admin side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Where operators connect.
+    pub listen: SocketAddr,
+}
+
+/// TLS for clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// PEM: the certificate, then its issuers.
+    pub cert_file: PathBuf,
+    /// PEM: its private key.
+    pub key_file: PathBuf,
+}
+
+/// The threshold key's shares and what they refuse to sign.
+#[derive(Debug)]
+pub struct SignerConfig {
+    /// Two or three.
+    pub shares: Vec<ShareConfig>,
+    /// The most that one channel may be opened with.
+    pub deposit_max: Amount,
+    /// The most that one voucher's claim may move.
+    pub claim_max: Amount,
+}
+
+/// One share of the key.
+pub struct ShareConfig {
+    /// The share's encrypted file.
+    pub file: PathBuf,
+    /// What it is encrypted with.
+    pub passphrase: Secret,
+}
+
+impl std::fmt::Debug for ShareConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShareConfig").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+/// Who checks, co-signs and sends what clients sign for the chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FacilitatorKind {
+    /// This process.
+    #[default]
+    Local,
+}
+
+/// When charges become money, and how much may be at risk meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettlementConfig {
+    /// How often the ledger is asked what is due.
+    pub interval: Duration,
+    /// A channel with less to claim waits, until `max_age`.
+    pub min_amount: Amount,
+    /// How old the oldest unclaimed charge of a channel may become.
+    pub max_age: Duration,
+    /// The most that may be charged and not yet claimed, over all channels.
+    pub exposure_max: Amount,
+    /// The most that may be charged and not yet claimed on one channel.
+    pub channel_exposure_max: Amount,
+    /// How long before a payer's forced close ends everything must have been claimed.
+    pub close_margin: Duration,
+    /// How many channels one claim transaction holds, 1 to 4.
+    pub batch_channels: usize,
+}
+
+/// Requests of one channel that arrive together are served in voucher order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// How many may wait on one channel.
+    pub waiters: usize,
+    /// How long one waits for those before it that are being served.
+    pub wait: Duration,
+    /// How long one waits for one before it that has not arrived.
+    pub gap_wait: Duration,
+}
+
+/// Sizes and counts of the HTTP side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// The largest head of a request.
+    pub header_bytes: usize,
+    /// The largest body of a request.
+    pub body_bytes: u64,
+    /// The most client connections at once.
+    pub connections: usize,
+}
+
+/// Waits of the HTTP side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutsConfig {
+    /// For a connection to the upstream.
+    pub connect: Duration,
+    /// For the upstream's response header; a route's `timeout` replaces it.
+    pub response_header: Duration,
+    /// For the next request on a connection that is kept open, on either side.
+    pub idle: Duration,
+    /// For requests in flight when the process is asked to stop.
+    pub drain: Duration,
+    /// For the next bytes of a request or response body.
+    pub body_idle: Duration,
+}
+
+/// Answers to browsers of other origins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsConfig {
+    /// Any origin.
+    Any,
+    /// These, each as a browser sends it in `Origin`.
+    Origins(Vec<HeaderValue>),
+}
+
+/// The log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// What is logged.
+    pub level: tracing::Level,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Whether a route's charge is told by the upstream, and in which header.
+pub type MeteringHeader = Option<HeaderName>;
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Every problem of the file at once; or one, with [`Problems::unreadable`], where it cannot be read.
+    pub fn load(path: &Path, env: &Env<'_>) -> Result<(Self, Vec<Warning>), Problems> {
+        let text = read(path).map_err(|why| Problems::cannot_read(path, why))?;
+        Self::parse(path, &text, env)
+    }
+
+    /// Checks a file's text. `path` is named in messages, and its directory is what paths in the text are relative to.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn parse(path: &Path, text: &str, env: &Env<'_>) -> Result<(Self, Vec<Warning>), Problems> {
+        root::read(path, text, env)
+    }
+
+    /// [`Config::withdraw_delay`] as it is sent to clients.
+    #[must_use]
+    pub fn withdraw_delay_seconds(&self) -> u32 {
+        u32::try_from(self.withdraw_delay.as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+/// A file's text, within [`FILE_BYTES_MAX`].
+fn read(path: &Path) -> Result<String, String> {
+    use std::io::Read;
+    let file = std::fs::File::open(path).map_err(|e| format!("cannot be read: {e}"))?;
+    let mut text = Vec::new();
+    file.take(FILE_BYTES_MAX.saturating_add(1)).read_to_end(&mut text).map_err(|e| format!("cannot be read: {e}"))?;
+    if u64::try_from(text.len()).is_ok_and(|len| len > FILE_BYTES_MAX) {
+        return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));
+    }
+    String::from_utf8(text).map_err(|e| format!("is not UTF-8 text (at byte {})", e.utf8_error().valid_up_to()))
+}
