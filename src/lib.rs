@@ -19,6 +19,7 @@ pub mod clock;
 pub mod facilitator;
 pub mod gate;
 pub mod ledger;
+pub mod proxy;
 pub mod scheme;
 pub mod signer;
 pub mod x402;
