@@ -23,6 +23,7 @@ pub mod facilitator;
 pub mod gate;
 pub mod ledger;
 pub mod policy;
+pub mod proxy;
 pub mod scheme;
 pub mod signer;
 pub mod telemetry;
