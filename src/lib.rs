@@ -18,6 +18,7 @@ pub mod chain;
 pub mod clock;
 pub mod facilitator;
 pub mod gate;
+pub mod layer;
 pub mod ledger;
 pub mod scheme;
 pub mod signer;
