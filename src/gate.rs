@@ -1,3 +1,407 @@
 //! The request flow without HTTP: admit a request, then finish it.
+//!
+//! ```text
+//! admit  -> Free | Admitted(Admission) | Challenge | Refused | Answered
+//! finish -> Charged | Released | Refused
+//! ```
+//!
+//! Promises: nothing is charged but by [`Admission::finish`] with a status below 400, and what is charged is durable when
+//! it returns; every other way out, dropping included, gives everything back. Names the ledger and the facilitator, and
+//! never a signer, so nothing on the request path can reach a key share.
+//!
+//! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both.
 
+pub mod challenge;
+pub mod charge;
+pub mod refusal;
+pub mod reply;
 pub mod route;
+
+mod batch;
+mod closer;
+mod metered;
+mod recent;
+mod refund;
+mod tasks;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use tokio::sync::Semaphore;
+
+use self::challenge::{Challenges, Prepared, PreparedOffer, Scheme};
+use self::closer::MeteredCloser;
+use self::recent::Recent;
+use self::refusal::{Denial, Refusal};
+use self::route::{Pricing, Route};
+use self::tasks::Tasks;
+use crate::amount::Amount;
+use crate::clock::Clock;
+use crate::facilitator::{Facilitator, FacilitatorError};
+use crate::ledger::Ledger;
+use crate::x402::header;
+use crate::x402::key::Signature;
+use crate::x402::wire::{PaymentPayload, PaymentRequired, SettlementResponse, X402_VERSION};
+use crate::x402::{Key, Network, Reason};
+
+/// The gate's own bounds and choices.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How old a channel's mirrored chain state may be before it is read again.
+    pub freshness: Duration,
+    /// How old it may be while the chain cannot be reached. A quarter of the channel's withdraw delay bounds it too.
+    pub staleness_max: Duration,
+    /// How many chain reads may run at once for requests.
+    pub chain_reads_max: usize,
+    /// How many metered requests may hold a channel open at once.
+    pub metered_open_max: usize,
+    /// The longest that a metered request's channel may live.
+    pub metered_lifetime_max: Duration,
+    /// Whether challenges offer a recent blockhash and slot, so that a client need not ask the chain.
+    pub hints: bool,
+    /// How the gate tries again what the chain did not confirm.
+    pub retry: Retry,
+}
+
+/// How the gate tries again what the chain did not confirm.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    /// The first wait; it doubles from try to try.
+    pub wait_min: Duration,
+    /// The longest wait.
+    pub wait_max: Duration,
+    /// How many tries a waiting request sees before it is answered without.
+    pub tries_in_request_max: u32,
+    /// After how long a transaction that was sent can no longer land: its blockhash has expired.
+    pub landing_max: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            freshness: Duration::from_secs(60),
+            staleness_max: Duration::from_secs(600),
+            chain_reads_max: 64,
+            metered_open_max: 256,
+            metered_lifetime_max: Duration::from_secs(3600),
+            hints: true,
+            retry: Retry {
+                wait_min: Duration::from_millis(500),
+                wait_max: Duration::from_secs(60),
+                tries_in_request_max: 4,
+                landing_max: Duration::from_secs(120),
+            },
+        }
+    }
+}
+
+/// A request as the gate sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct AdmitRequest<'a> {
+    /// The route that it matched.
+    pub route: &'a Arc<Route>,
+    /// Its address as the client asked for it.
+    pub url: &'a str,
+    /// The value of its `PAYMENT-SIGNATURE` header.
+    pub payment_header: Option<&'a [u8]>,
+}
+
+/// Who paid what from where: for the upstream's `Turnpike-*` headers, logs and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paid {
+    /// The client's wallet.
+    pub payer: Key,
+    /// The price; for a metered request the most that will be charged.
+    pub amount: Amount,
+    /// The channel.
+    pub channel: Key,
+    /// Where the money moves.
+    pub network: Network,
+}
+
+/// What becomes of a request.
+pub enum Outcome {
+    /// It costs nothing.
+    Free,
+    /// It is paid for; forward it, then finish.
+    Admitted(Box<Admission>),
+    /// It came without payment.
+    Challenge(Box<PaymentRequired>),
+    /// Its payment does not pass.
+    Refused(Box<Refusal>),
+    /// It was no paid request but a refund, and is done. The upstream sees nothing of it.
+    Answered(Box<SettlementResponse>),
+}
+
+/// How an admitted request ended.
+#[derive(Debug)]
+pub enum Finished {
+    /// It was charged; this goes into `PAYMENT-RESPONSE`.
+    Charged(Box<SettlementResponse>),
+    /// It was not charged. A metered request says in `PAYMENT-RESPONSE` that its deposit went back.
+    Released(Option<Box<SettlementResponse>>),
+    /// It could not be charged: the upstream's answer must not be delivered.
+    Refused(Box<Refusal>),
+}
+
+/// The request flow of all routes.
+pub struct Gate {
+    ledger: Arc<Ledger>,
+    facilitators: HashMap<Network, Arc<dyn Facilitator>>,
+    clock: Arc<dyn Clock>,
+    options: Options,
+    challenges: Challenges,
+    /// Setup transactions that are being settled or were (section 5, phase 5).
+    setups: Arc<Recent<Signature>>,
+    /// Channels that a deposit is in flight for, that are being read, and that are being refunded.
+    depositing: Arc<Recent<Key>>,
+    reading: Arc<Recent<Key>>,
+    refunds: refund::Refunds,
+    /// Metered channels whose open was sent.
+    opened: Arc<Recent<Key>>,
+    chain_reads: Semaphore,
+    metered_open: Arc<Semaphore>,
+    closer: Arc<MeteredCloser>,
+    tasks: Tasks,
+}
+
+/// How long a setup transaction is remembered: twice the life of a blockhash.
+const SETUP_TTL: Duration = Duration::from_secs(120);
+/// How many setup transactions, or channels, are remembered at once.
+const RECENT_MAX: usize = 65_536;
+
+impl Gate {
+    /// A gate over `ledger`, with one facilitator for each network that routes are paid on.
+    #[must_use]
+    pub fn new(
+        ledger: Arc<Ledger>,
+        facilitators: impl IntoIterator<Item = (Network, Arc<dyn Facilitator>)>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Arc<Self> {
+        let facilitators: HashMap<_, _> = facilitators.into_iter().collect();
+        let tasks = Tasks::default();
+        Arc::new(Self {
+            closer: Arc::new(MeteredCloser::new(
+                Arc::clone(&ledger),
+                facilitators.clone(),
+                Arc::clone(&clock),
+                options.retry,
+                tasks.clone(),
+            )),
+            challenges: Challenges::default(),
+            setups: Recent::new(SETUP_TTL, RECENT_MAX),
+            depositing: Recent::new(SETUP_TTL, RECENT_MAX),
+            reading: Recent::new(SETUP_TTL, RECENT_MAX),
+            opened: Recent::new(SETUP_TTL, RECENT_MAX),
+            refunds: refund::Refunds::default(),
+            chain_reads: Semaphore::new(options.chain_reads_max),
+            metered_open: Arc::new(Semaphore::new(options.metered_open_max)),
+            ledger,
+            facilitators,
+            clock,
+            options,
+            tasks,
+        })
+    }
+
+    /// Takes up the metered requests that a crash or a stop left open: closes their channels in the background. To be
+    /// called once, when the ledger is open and before requests are served.
+    pub fn recover(self: &Arc<Self>) {
+        self.closer.recover();
+    }
+
+    /// Resolves when nothing is left that goes on behind a request: closes, refunds, retries. For an orderly stop, under
+    /// the caller's own deadline; what is cut off is taken up by [`Self::recover`].
+    pub async fn settled(&self) {
+        self.tasks.idle().await;
+    }
+
+    /// Decides whether a request may pass. Waits for predecessors on its channel and, seldom, for the chain.
+    pub async fn admit(self: &Arc<Self>, request: AdmitRequest<'_>) -> Outcome {
+        if matches!(request.route.pricing, Pricing::Free) {
+            return Outcome::Free;
+        }
+        let prepared = self.challenges.of(request.route);
+        let Some(value) = request.payment_header else {
+            return Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None)));
+        };
+        let selected = match Self::decode(value).and_then(|payment| Ok((prepared.select(&payment.accepted)?, payment))) {
+            Ok(selected) => selected,
+            Err(denial) => return Outcome::Refused(Box::new(self.refuse(&prepared, None, request.url, denial))),
+        };
+        let (offer, payment) = selected;
+        let context = Context { prepared, offer, url: request.url.to_owned() };
+        let admitted = match context.offer.scheme {
+            Scheme::Batch => self.admit_batch(&context, payment.payload).await,
+            Scheme::Upto => self.admit_metered(&context, payment.payload).await,
+        };
+        match admitted {
+            Ok(Passed::Paid { paid, held }) => {
+                Outcome::Admitted(Box::new(Admission { gate: Arc::clone(self), context, paid, held }))
+            }
+            Ok(Passed::Answered(settlement)) => Outcome::Answered(settlement),
+            Err(denial) => Outcome::Refused(Box::new(context.refuse(self, denial))),
+        }
+    }
+
+    /// Reads a payment header. Another version than ours is told from a header that cannot be read.
+    fn decode(value: &[u8]) -> Result<PaymentPayload, Denial> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Version {
+            x402_version: u32,
+        }
+        let other = || Denial::payment(Reason::InvalidVersion, "x402Version must be 2");
+        match header::decode::<PaymentPayload>(value) {
+            Ok(payment) if payment.x402_version == X402_VERSION => Ok(payment),
+            Ok(_) => Err(other()),
+            Err(error) => match header::decode::<Version>(value) {
+                Ok(version) if version.x402_version != X402_VERSION => Err(other()),
+                Ok(_) | Err(_) => Err(Denial::malformed(error.to_string())),
+            },
+        }
+    }
+
+    /// The facilitator of an offer's network.
+    fn facilitator(&self, offer: &PreparedOffer) -> Result<Arc<dyn Facilitator>, Denial> {
+        let network = &offer.requirements.network;
+        self.facilitators
+            .get(network)
+            .cloned()
+            .ok_or_else(|| Denial::ours(format!("no facilitator is configured for {network}; check `network`")))
+    }
+
+    /// What to send with a 402.
+    fn required(
+        &self,
+        prepared: &Prepared,
+        url: &str,
+        reason: Reason,
+        correction: Option<challenge::Correction<'_>>,
+    ) -> PaymentRequired {
+        let hints = |network: &Network| {
+            self.options.hints.then(|| self.facilitators.get(network)).flatten().and_then(|found| found.hints())
+        };
+        prepared.required(url, reason.as_str(), &hints, correction)
+    }
+
+    fn refuse(
+        &self,
+        prepared: &Prepared,
+        offer: Option<&Arc<PreparedOffer>>,
+        url: &str,
+        denial: Denial,
+    ) -> Refusal {
+        tracing::debug!(route = %prepared.name(), reason = %denial.reason, detail = %denial.detail, "payment refused");
+        let correction = denial
+            .channel
+            .as_deref()
+            .zip(offer)
+            .map(|(channel, offer)| challenge::Correction { offer, channel });
+        let required = denial.fault.is_payments().then(|| {
+            Box::new(self.required(prepared, url, denial.reason, correction))
+        });
+        Refusal {
+            fault: denial.fault,
+            reason: denial.reason,
+            detail: denial.detail,
+            required,
+            settlement: denial.settlement,
+        }
+    }
+}
+
+/// What a request was matched with, kept until it is finished.
+struct Context {
+    prepared: Arc<Prepared>,
+    offer: Arc<PreparedOffer>,
+    url: String,
+}
+
+impl Context {
+    fn refuse(&self, gate: &Gate, denial: Denial) -> Refusal {
+        gate.refuse(&self.prepared, Some(&self.offer), &self.url, denial)
+    }
+
+    fn network(&self) -> &Network {
+        &self.offer.requirements.network
+    }
+
+    /// A settlement that the facilitator did not bring about.
+    fn unsettled(&self, payer: Key, error: FacilitatorError) -> Denial {
+        let (reason, transaction) = match &error {
+            FacilitatorError::Refused { reason, .. } => (*reason, None),
+            FacilitatorError::Unavailable(_) => (Reason::ChainUnavailable, None),
+            FacilitatorError::Pending { transaction } => (Reason::SettlementPending, Some(*transaction)),
+        };
+        Denial::from(error).settling(self.failed(payer, reason, transaction))
+    }
+
+    /// A settlement that failed, for the refusal that says so.
+    fn failed(&self, payer: Key, reason: Reason, transaction: Option<Signature>) -> Box<SettlementResponse> {
+        Box::new(SettlementResponse {
+            success: false,
+            error_reason: Some(reason.as_str().to_owned()),
+            payer: Some(payer.to_string()),
+            transaction: transaction.map(|transaction| transaction.to_string()).unwrap_or_default(),
+            network: self.network().clone(),
+            amount: None,
+            extra: serde_json::Map::new(),
+        })
+    }
+}
+
+/// What a scheme's flow let pass.
+enum Passed {
+    Paid { paid: Paid, held: Held },
+    Answered(Box<SettlementResponse>),
+}
+
+/// What an admission holds back until it is finished.
+enum Held {
+    Batch(batch::Hold),
+    Metered(metered::Hold),
+}
+
+/// A request that may pass. Dropped, it gives everything back.
+#[must_use = "an admission that is not finished is released"]
+pub struct Admission {
+    gate: Arc<Gate>,
+    context: Context,
+    paid: Paid,
+    held: Held,
+}
+
+impl Admission {
+    /// Who paid what.
+    #[must_use]
+    pub fn paid(&self) -> &Paid {
+        &self.paid
+    }
+
+    /// Charges for an answer with a status below 400, durably, and gives everything back for any other. To be called
+    /// when the upstream's response header has arrived and before it leaves. `headers` may say a metered charge.
+    pub async fn finish(self, status: StatusCode, headers: &HeaderMap) -> Finished {
+        let Self { gate, context, paid, held } = self;
+        let success = status.as_u16() < 400;
+        let finished = match held {
+            Held::Batch(hold) if success => hold.commit(&gate, &context, &paid).await.map(Finished::Charged),
+            Held::Batch(hold) => {
+                hold.release();
+                Ok(Finished::Released(None))
+            }
+            Held::Metered(hold) if success => {
+                let charge = context.prepared.charge(&context.offer, headers);
+                hold.charge(&context, &paid, charge).await.map(Finished::Charged)
+            }
+            Held::Metered(hold) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
+        };
+        finished.unwrap_or_else(|denial| Finished::Refused(Box::new(context.refuse(&gate, denial))))
+    }
+
+    /// Gives everything back: the upstream did not answer. The same as dropping, said aloud.
+    pub fn release(self) {}
+}

@@ -21,6 +21,7 @@ pub mod clock;
 pub mod config;
 pub mod facilitator;
 pub mod gate;
+pub mod layer;
 pub mod ledger;
 pub mod policy;
 pub mod proxy;

@@ -40,6 +40,8 @@ reasons! {
     InsufficientFunds = "insufficient_funds",
     /// Something of ours failed while the payment was handled.
     UnexpectedSettleError = "unexpected_settle_error",
+    /// The settlement was sent and is not confirmed yet.
+    SettlementPending = "settlement_pending",
     /// The same setup or refund is being settled, or was.
     DuplicateSettlement = "duplicate_settlement",
 
@@ -106,6 +108,20 @@ reasons! {
     UptoExpiresAtMismatch = "invalid_upto_svm_payload_expires_at_mismatch",
     /// The terms of the payload are not those that were offered.
     UptoPayload = "invalid_upto_svm_payload",
+    /// `authorizedSigner` is not our receiver authorizer.
+    UptoReceiverAuthorizer = "invalid_upto_svm_payload_receiver_authorizer",
+    /// `maxAmount` is not the advertised amount.
+    UptoAmountMismatch = "invalid_upto_svm_payload_amount_mismatch",
+    /// `deposit` is not `maxAmount`.
+    UptoDepositNotCeiling = "invalid_upto_svm_payload_deposit_not_ceiling",
+    /// `validAfter` lies ahead.
+    UptoNotYetActive = "invalid_upto_svm_payload_not_yet_active",
+    /// `expiresAt` is 0, has passed, or leaves no time to serve the request.
+    UptoExpired = "invalid_upto_svm_payload_expired",
+    /// `channelId` is not the derived address.
+    UptoChannelId = "invalid_upto_svm_payload_channel_id",
+    /// The payer is our own fee payer.
+    UptoPayerMismatch = "invalid_upto_svm_payload_payer_mismatch",
     /// The open transaction is not safe to sign.
     UptoOpenTransaction = "invalid_upto_svm_payload_open_transaction",
 
@@ -113,6 +129,8 @@ reasons! {
     ExposureLimit = "exposure_limit",
     /// Too many requests of this channel wait already, or this one waited too long.
     ChannelBusy = "channel_busy",
+    /// The chain cannot be reached, and what is known of the channel is too old to go by.
+    ChainUnavailable = "chain_unavailable",
 }
 
 impl fmt::Display for Reason {

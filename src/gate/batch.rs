@@ -1,0 +1,325 @@
+//! The flow of scheme `batch-settlement`: vouchers, and deposits that come with them.
+//!
+//! A voucher is checked here while what is known of its channel is fresh, and asks the chain otherwise. A deposit is
+//! accepted before the upstream is called and settled after it has answered, so a failing upstream costs the payer
+//! nothing. Source: `scheme_batch_settlement_svm.md`, section 5, phases 1, 3 and 5.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::recent::{Entered, Shut};
+use super::refusal::Denial;
+use super::{Context, Gate, Held, Paid, Passed};
+use crate::amount::Amount;
+use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
+use crate::ledger::channel::{OnChain, Terms};
+use crate::ledger::store::ChannelRecord;
+use crate::ledger::{Entry, Receipt, Reservation};
+use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
+use crate::scheme::svm::program::ChannelStatus;
+use crate::x402::key::Signature;
+use crate::x402::wire::{BatchPayload, BatchVoucher, ChannelConfig, Deposit, SettlementResponse};
+use crate::x402::{Key, Reason};
+
+/// A reserved price, with the deposit that came along.
+pub(super) struct Hold {
+    reservation: Reservation,
+    /// The voucher's total.
+    cumulative: Amount,
+    deposit: Option<HeldDeposit>,
+}
+
+/// A deposit that passed and is settled once the upstream has answered.
+struct HeldDeposit {
+    facilitator: Arc<dyn Facilitator>,
+    accepted: AcceptedDeposit,
+    setup: Entered<Signature>,
+    _channel: Entered<Key>,
+}
+
+impl Gate {
+    /// Checks a payload of the scheme and reserves its price, or handles its refund.
+    pub(super) async fn admit_batch(self: &Arc<Self>, context: &Context, payload: Value) -> Result<Passed, Denial> {
+        let facilitator = self.facilitator(&context.offer)?;
+        match scheme::parse(payload)? {
+            BatchPayload::Voucher { channel_config, voucher } => {
+                let verified = self.verify(context, &channel_config, &voucher)?;
+                open_channel(self.look(&facilitator, verified.terms()).await?)?;
+                let reserved = self.reserve(context, verified, None).await?;
+                Ok(reserved.pass(None))
+            }
+            BatchPayload::Deposit { channel_config, voucher, deposit } => {
+                let verified = self.verify(context, &channel_config, &voucher)?;
+                self.admit_deposit(context, facilitator, verified, deposit).await
+            }
+            BatchPayload::Refund { channel_config, voucher, amount, transaction } => {
+                if amount.is_some() {
+                    let detail = "payload.amount must be absent: a refund returns all that is left";
+                    return Err(Denial::payment(Reason::BatchCloseAmountUnsupported, detail));
+                }
+                if transaction.is_some() {
+                    let detail = "payload.transaction must be absent: the cooperative refund is available";
+                    return Err(Denial::payment(Reason::BatchRefundTransaction, detail));
+                }
+                let verified = self.verify(context, &channel_config, &voucher)?;
+                self.refund(context, facilitator, verified).await.map(Passed::Answered)
+            }
+        }
+    }
+
+    fn verify(
+        &self,
+        context: &Context,
+        config: &ChannelConfig,
+        voucher: &BatchVoucher,
+    ) -> Result<VerifiedVoucher, Denial> {
+        let known = self.ledger.channel(&voucher.channel_id);
+        let known = known.as_ref().map(|record| &record.terms);
+        Ok(scheme::verify(&context.offer.offer.seller, config, voucher, known)?)
+    }
+
+    async fn reserve(
+        &self,
+        context: &Context,
+        verified: VerifiedVoucher,
+        deposit_after: Option<Amount>,
+    ) -> Result<Reserved, Denial> {
+        let amount = context.offer.offer.amount;
+        let (terms, voucher) = verified.into_parts();
+        let paid = Paid {
+            payer: terms.payer,
+            amount,
+            channel: terms.id,
+            network: context.network().clone(),
+        };
+        let reservation = self.ledger.reserve(Entry { terms, voucher, amount, deposit_after }).await?;
+        Ok(Reserved { paid, reservation, cumulative: voucher.cumulative })
+    }
+
+    async fn admit_deposit(
+        self: &Arc<Self>,
+        context: &Context,
+        facilitator: Arc<dyn Facilitator>,
+        verified: VerifiedVoucher,
+        deposit: Deposit,
+    ) -> Result<Passed, Denial> {
+        let terms = verified.terms().clone();
+        let now = self.clock.now();
+        let channel = self.depositing.enter(terms.id, now).map_err(|shut| match shut {
+            Shut::Seen => duplicate("a deposit of this channel is being settled"),
+            Shut::Full => Denial::busy("too many deposits are being settled"),
+        })?;
+        let known = self.look(&facilitator, &terms).await?;
+        if known.is_some() {
+            open_channel(known)?;
+            self.refuse_stale(&verified)?;
+        }
+        let request = DepositRequest {
+            terms,
+            amount: deposit.amount,
+            transaction: deposit.transaction,
+            memo: context.offer.offer.memo.as_deref().map(str::to_owned),
+            known,
+            scheme: DepositScheme::BatchSettlement,
+        };
+        let accepted = facilitator.accept_deposit(request).await?;
+        let setup = accepted.transaction.signature_of(&accepted.request.terms.payer).ok_or_else(|| {
+            Denial::payment(Reason::BatchSetupTransaction, "the payer is no signer of the transaction")
+        })?;
+        let setup = self.setups.enter(setup, now).map_err(|shut| match shut {
+            Shut::Seen => duplicate("this transaction is being settled, or was"),
+            Shut::Full => Denial::busy("too many deposits were settled lately"),
+        })?;
+        let reserved = self.reserve(context, verified, Some(accepted.deposit_after)).await?;
+        Ok(reserved.pass(Some(HeldDeposit { facilitator, accepted, setup, _channel: channel })))
+    }
+
+    /// A voucher that was charged already is answered with the channel's state before the facilitator is troubled: its
+    /// client has lost an answer, not a transaction.
+    fn refuse_stale(&self, verified: &VerifiedVoucher) -> Result<(), Denial> {
+        match self.ledger.channel(&verified.terms().id) {
+            Some(record) if verified.cumulative() <= record.charged => {
+                let detail = "the voucher was charged before";
+                Err(Denial::payment(Reason::BatchCumulativeAmountMismatch, detail).correcting(record))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A channel's chain state, fresh enough to go by; `None` where the chain has no such channel. What is read is taken
+    /// up by the ledger.
+    pub(super) async fn look(
+        &self,
+        facilitator: &Arc<dyn Facilitator>,
+        terms: &Terms,
+    ) -> Result<Option<OnChain>, Denial> {
+        let known = self.ledger.channel(&terms.id);
+        let now = self.clock.now();
+        let usable = match &known {
+            Some(record) => {
+                let age = now.since(record.on_chain.read_at);
+                let hard = self.staleness_max(terms);
+                if age <= self.options.freshness.min(hard) {
+                    return Ok(Some(record.on_chain));
+                }
+                (age <= hard).then_some(record.on_chain)
+            }
+            None => None,
+        };
+        // One read per channel, and a bound on all of them: who finds both taken goes by what is known, or comes again.
+        let or_usable = |denial: Denial| usable.map(Some).ok_or(denial);
+        let Ok(_reading) = self.reading.enter(terms.id, now) else {
+            return or_usable(Denial::busy("the channel is being read; try again"));
+        };
+        let Ok(_permit) = self.chain_reads.try_acquire() else {
+            return or_usable(Denial::busy("too many channels are being read; try again"));
+        };
+        match facilitator.read_channel(terms).await {
+            Ok(Some(on_chain)) => {
+                self.take_up(terms, known.as_ref(), on_chain).await?;
+                Ok(Some(on_chain))
+            }
+            Ok(None) if known.is_some() => {
+                Err(Denial::payment(Reason::BatchChannelState, "the channel no longer exists; open a new one"))
+            }
+            Ok(None) => Ok(None),
+            Err(error @ FacilitatorError::Refused { .. }) => Err(error.into()),
+            Err(error @ (FacilitatorError::Unavailable(_) | FacilitatorError::Pending { .. })) => {
+                tracing::warn!(channel = %terms.id, %error, "a channel cannot be read");
+                or_usable(Denial::unavailable())
+            }
+        }
+    }
+
+    async fn take_up(&self, terms: &Terms, known: Option<&ChannelRecord>, on_chain: OnChain) -> Result<(), Denial> {
+        match known {
+            Some(_) => self.ledger.observe(&terms.id, on_chain).await.map_err(|error| Denial::stopped(&error)),
+            None => {
+                if on_chain.status == ChannelStatus::Open {
+                    self.ledger.adopt(terms.clone(), on_chain);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Past this age nothing is served on what was read: a payer could have begun to close, and be done, unseen.
+    fn staleness_max(&self, terms: &Terms) -> Duration {
+        self.options.staleness_max.min(Duration::from_secs(u64::from(terms.seller.withdraw_delay / 4)))
+    }
+}
+
+/// The channel where it takes vouchers.
+fn open_channel(on_chain: Option<OnChain>) -> Result<OnChain, Denial> {
+    let on_chain = on_chain.ok_or_else(|| {
+        let detail = "the channel does not exist on chain; send a deposit that opens it";
+        Denial::payment(Reason::BatchChannelState, detail)
+    })?;
+    match on_chain.status {
+        ChannelStatus::Open => Ok(on_chain),
+        ChannelStatus::Closing => {
+            Err(Denial::payment(Reason::BatchChannelClosing, "the channel is closing; open a new one"))
+        }
+        ChannelStatus::Sealed | ChannelStatus::Distributed => {
+            Err(Denial::payment(Reason::BatchChannelState, "the channel is closed; open a new one"))
+        }
+    }
+}
+
+pub(super) fn duplicate(detail: &'static str) -> Denial {
+    Denial::payment(Reason::DuplicateSettlement, detail)
+}
+
+struct Reserved {
+    paid: Paid,
+    reservation: Reservation,
+    cumulative: Amount,
+}
+
+impl Reserved {
+    fn pass(self, deposit: Option<HeldDeposit>) -> Passed {
+        let Self { paid, reservation, cumulative } = self;
+        Passed::Paid { paid, held: Held::Batch(Hold { reservation, cumulative, deposit }) }
+    }
+}
+
+impl Hold {
+    /// Charges; with a deposit, settles that first.
+    pub(super) async fn commit(
+        self,
+        gate: &Gate,
+        context: &Context,
+        paid: &Paid,
+    ) -> Result<Box<SettlementResponse>, Denial> {
+        let Self { reservation, cumulative, deposit } = self;
+        let Some(mut deposit) = deposit else {
+            let receipt = reservation.commit(None).await.map_err(|error| Denial::stopped(&error))?;
+            return Ok(charged(context, paid, cumulative, &receipt, None));
+        };
+        let amount = deposit.accepted.request.amount;
+        let (transaction, on_chain) = deposit.settle(cumulative, gate, context, paid).await?;
+        let receipt = reservation.commit(Some(on_chain)).await.map_err(|error| Denial::stopped(&error))?;
+        Ok(charged(context, paid, cumulative, &receipt, Some((transaction, amount))))
+    }
+
+    pub(super) fn release(self) {
+        self.reservation.release();
+    }
+}
+
+impl HeldDeposit {
+    /// Sends the deposit and waits for it. From the first step on, the same transaction is not taken again.
+    async fn settle(
+        &mut self,
+        cumulative: Amount,
+        gate: &Gate,
+        context: &Context,
+        paid: &Paid,
+    ) -> Result<(Signature, OnChain), Denial> {
+        self.setup.keep(gate.clock.now());
+        let settled = match self.facilitator.settle_deposit(self.accepted.clone()).await {
+            Ok(settled) => settled,
+            Err(error) => {
+                if matches!(error, FacilitatorError::Unavailable(_)) {
+                    self.setup.forget();
+                }
+                return Err(context.unsettled(paid.payer, error));
+            }
+        };
+        let on_chain = settled.channel;
+        if on_chain.status != ChannelStatus::Open || on_chain.deposit < cumulative {
+            let failed = context.failed(paid.payer, Reason::BatchChannelState, Some(settled.transaction));
+            let detail = "the deposit was confirmed, but the channel does not cover the voucher; nothing was charged";
+            return Err(Denial::payment(Reason::BatchChannelState, detail).settling(failed));
+        }
+        Ok((settled.transaction, on_chain))
+    }
+}
+
+/// The answer to a charged request (section 4.4).
+fn charged(
+    context: &Context,
+    paid: &Paid,
+    cumulative: Amount,
+    receipt: &Receipt,
+    deposit: Option<(Signature, Amount)>,
+) -> Box<SettlementResponse> {
+    let channel = &receipt.channel;
+    let mut extra = Map::new();
+    extra.insert("commitmentId".to_owned(), format!("{}:{cumulative}", paid.channel).into());
+    extra.insert("chargedAmount".to_owned(), receipt.charged.to_string().into());
+    if let Ok(state) = serde_json::to_value(super::challenge::channel_state(channel)) {
+        extra.insert("channelState".to_owned(), state);
+    }
+    Box::new(SettlementResponse {
+        success: true,
+        error_reason: None,
+        payer: Some(paid.payer.to_string()),
+        transaction: deposit.map(|(transaction, _)| transaction.to_string()).unwrap_or_default(),
+        network: context.network().clone(),
+        amount: Some(deposit.map(|(_, amount)| amount.to_string()).unwrap_or_default()),
+        extra,
+    })
+}

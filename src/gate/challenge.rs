@@ -1,0 +1,201 @@
+//! What a route offers: its requirements, prepared once, and the `PaymentRequired` made from them.
+//!
+//! Only hints change from challenge to challenge. A corrective answer adds the channel's state to the one offer that the
+//! client accepted (`scheme_batch_settlement_svm.md`, section 4.6).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use parking_lot::RwLock;
+use serde_json::{Map, Value};
+
+use super::charge;
+use super::refusal::Denial;
+use super::route::{Offer, Pricing, Route};
+use crate::amount::Amount;
+use crate::chain::Blockhash;
+use crate::ledger::store::ChannelRecord;
+use crate::scheme::{batch_settlement_svm, offer, upto_svm};
+use crate::x402::wire::{
+    ChannelState, PaymentRequired, PaymentRequirements, ResourceInfo, VoucherState, X402_VERSION,
+};
+use crate::x402::{Key, Network};
+
+/// A scheme that the gate serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// `batch-settlement`: the same price each time, by vouchers.
+    Batch,
+    /// `upto`: a ceiling, and a channel for each request.
+    Upto,
+}
+
+/// A route's offer with its words.
+#[derive(Debug)]
+pub(super) struct PreparedOffer {
+    pub(super) scheme: Scheme,
+    pub(super) offer: Offer,
+    /// Without hints.
+    pub(super) requirements: PaymentRequirements,
+}
+
+impl PreparedOffer {
+    fn new(scheme: Scheme, offer: &Offer) -> Self {
+        let seller = &offer.seller;
+        let memo = offer.memo.as_deref();
+        let (name, extra) = match scheme {
+            Scheme::Batch => (batch_settlement_svm::SCHEME, batch_settlement_svm::extra(seller, offer.min_deposit, memo)),
+            Scheme::Upto => (upto_svm::SCHEME, upto_svm::extra(seller, memo)),
+        };
+        let requirements = PaymentRequirements {
+            scheme: name.to_owned(),
+            network: seller.network.clone(),
+            amount: offer.amount,
+            asset: seller.mint.to_string(),
+            pay_to: seller.pay_to.to_string(),
+            max_timeout_seconds: offer.max_timeout_seconds,
+            extra,
+        };
+        Self { scheme, offer: offer.clone(), requirements }
+    }
+}
+
+/// A channel's state for the client that got it wrong.
+#[derive(Clone, Copy)]
+pub(super) struct Correction<'a> {
+    pub(super) offer: &'a Arc<PreparedOffer>,
+    pub(super) channel: &'a ChannelRecord,
+}
+
+/// A priced route with its offers.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    route: Arc<Route>,
+    offers: Vec<Arc<PreparedOffer>>,
+}
+
+impl Prepared {
+    fn new(route: &Arc<Route>) -> Self {
+        let (scheme, offers): (_, &[Offer]) = match &route.pricing {
+            Pricing::Free => (Scheme::Batch, &[]),
+            Pricing::Fixed(offers) => (Scheme::Batch, offers),
+            Pricing::Metered { offers, .. } => (Scheme::Upto, offers),
+        };
+        let offers = offers.iter().map(|offer| Arc::new(PreparedOffer::new(scheme, offer))).collect();
+        Self { route: Arc::clone(route), offers }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.route.name
+    }
+
+    /// The offer that the client accepted.
+    pub(super) fn select(&self, accepted: &PaymentRequirements) -> Result<Arc<PreparedOffer>, Denial> {
+        let found = offer::select(self.offers.iter(), |offer| &offer.requirements, accepted)?;
+        if found.scheme == Scheme::Batch {
+            batch_settlement_svm::check_payment_flow(&accepted.extra)?;
+        }
+        Ok(Arc::clone(found))
+    }
+
+    /// What a metered answer costs.
+    pub(super) fn charge(&self, offer: &PreparedOffer, headers: &HeaderMap) -> Amount {
+        let header = match &self.route.pricing {
+            Pricing::Free | Pricing::Fixed(_) => None,
+            Pricing::Metered { header, .. } => header.as_ref(),
+        };
+        charge::decide(self.name(), header, headers, &offer.offer.seller.asset, offer.offer.amount)
+    }
+
+    /// How to pay, and why the request was not served.
+    pub(super) fn required(
+        &self,
+        url: &str,
+        error: &str,
+        hints: &dyn Fn(&Network) -> Option<Blockhash>,
+        correction: Option<Correction<'_>>,
+    ) -> PaymentRequired {
+        let accepts = self.offers.iter().map(|offer| {
+            let mut requirements = offer.requirements.clone();
+            if let Some(blockhash) = hints(&requirements.network) {
+                add_hints(&mut requirements.extra, offer.scheme, &blockhash);
+            }
+            match correction {
+                Some(correction) if Arc::ptr_eq(correction.offer, offer) => {
+                    add_state(&mut requirements.extra, correction.channel);
+                }
+                Some(_) | None => {}
+            }
+            requirements
+        });
+        PaymentRequired {
+            x402_version: X402_VERSION,
+            error: Some(error.to_owned()),
+            resource: ResourceInfo {
+                url: url.to_owned(),
+                description: self.route.description.as_deref().map(str::to_owned),
+                mime_type: self.route.mime_type.as_deref().map(str::to_owned),
+            },
+            accepts: accepts.collect(),
+            extensions: Map::new(),
+        }
+    }
+}
+
+fn add_hints(extra: &mut Map<String, Value>, scheme: Scheme, blockhash: &Blockhash) {
+    extra.insert("recentBlockhash".to_owned(), Key(blockhash.hash).to_string().into());
+    extra.insert("recentSlot".to_owned(), blockhash.slot.into());
+    if scheme == Scheme::Upto {
+        extra.insert("lastValidBlockHeight".to_owned(), blockhash.last_valid_block_height.to_string().into());
+    }
+}
+
+/// Our own words always can be written as JSON.
+fn add_state(extra: &mut Map<String, Value>, channel: &ChannelRecord) {
+    if let Ok(state) = serde_json::to_value(channel_state(channel)) {
+        extra.insert("channelState".to_owned(), state);
+    }
+    let voucher = channel.voucher.map(|voucher| VoucherState {
+        signed_max_claimable: voucher.cumulative,
+        expires_at: 0,
+        signature: voucher.signature,
+    });
+    if let Some(Ok(state)) = voucher.map(serde_json::to_value) {
+        extra.insert("voucherState".to_owned(), state);
+    }
+}
+
+/// A channel as clients see it.
+pub(super) fn channel_state(channel: &ChannelRecord) -> ChannelState {
+    ChannelState {
+        channel_id: channel.terms.id,
+        balance: channel.on_chain.deposit,
+        total_claimed: channel.on_chain.claimed,
+        withdraw_requested_at: channel.on_chain.closing_since,
+        charged_cumulative_amount: Some(channel.charged),
+    }
+}
+
+/// The most routes that are kept prepared; above that, all are prepared anew.
+const PREPARED_MAX: usize = 4_096;
+
+/// The routes that were asked for, prepared. A route is known by its address, which stays its own while it is held here.
+#[derive(Default)]
+pub(super) struct Challenges(RwLock<HashMap<usize, Arc<Prepared>>>);
+
+impl Challenges {
+    pub(super) fn of(&self, route: &Arc<Route>) -> Arc<Prepared> {
+        let address = Arc::as_ptr(route).addr();
+        if let Some(prepared) = self.0.read().get(&address) {
+            return Arc::clone(prepared);
+        }
+        let prepared = Arc::new(Prepared::new(route));
+        let mut all = self.0.write();
+        if all.len() >= PREPARED_MAX {
+            all.clear();
+        }
+        all.insert(address, Arc::clone(&prepared));
+        prepared
+    }
+}

@@ -1,0 +1,161 @@
+//! Why a payment does not pass, and whose move it is.
+//!
+//! Every refusal of a scheme, a facilitator or the ledger becomes one of these here; `reply.rs` alone turns them into a
+//! status. What a chain endpoint or a store says of itself goes to the log and never to a client.
+
+use std::time::Duration;
+
+use crate::facilitator::FacilitatorError;
+use crate::ledger;
+use crate::ledger::store::{ChannelRecord, StoreError};
+use crate::scheme;
+use crate::x402::Reason;
+use crate::x402::wire::{PaymentRequired, SettlementResponse};
+
+/// Whose move it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The payment cannot be read.
+    Malformed,
+    /// The payment is short, stale, or otherwise not what was offered.
+    Payment,
+    /// Nobody's: the same request may pass later.
+    Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// Ours.
+    Ours,
+}
+
+impl Fault {
+    /// Whether another payment would help.
+    #[must_use]
+    pub const fn is_payments(self) -> bool {
+        matches!(self, Self::Payment)
+    }
+}
+
+/// A payment that did not pass, ready to be answered.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Whose move it is.
+    pub fault: Fault,
+    /// The protocol's code.
+    pub reason: Reason,
+    /// What is wrong, in words; safe to show to the client.
+    pub detail: String,
+    /// How to pay instead, where another payment would help.
+    pub required: Option<Box<PaymentRequired>>,
+    /// The settlement that failed, where one was tried.
+    pub settlement: Option<Box<SettlementResponse>>,
+}
+
+/// A refusal inside the gate, before it is known how to pay instead.
+#[derive(Debug)]
+pub(super) struct Denial {
+    pub(super) fault: Fault,
+    pub(super) reason: Reason,
+    pub(super) detail: String,
+    /// The channel as the client should know it.
+    pub(super) channel: Option<Box<ChannelRecord>>,
+    pub(super) settlement: Option<Box<SettlementResponse>>,
+}
+
+/// When to try again where a channel is busy.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// When to try again where something must first be settled or come back.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(5);
+
+impl Denial {
+    fn new(fault: Fault, reason: Reason, detail: impl Into<String>) -> Self {
+        Self { fault, reason, detail: detail.into(), channel: None, settlement: None }
+    }
+
+    pub(super) fn payment(reason: Reason, detail: impl Into<String>) -> Self {
+        Self::new(Fault::Payment, reason, detail)
+    }
+
+    pub(super) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(Fault::Malformed, Reason::InvalidPayload, detail)
+    }
+
+    pub(super) fn busy(detail: impl Into<String>) -> Self {
+        Self::new(Fault::Busy { retry_after: BUSY_RETRY }, Reason::ChannelBusy, detail)
+    }
+
+    pub(super) fn unavailable() -> Self {
+        let detail = "the chain cannot be reached at the moment; nothing was charged";
+        Self::new(Fault::Busy { retry_after: UNAVAILABLE_RETRY }, Reason::ChainUnavailable, detail)
+    }
+
+    /// `why` is logged; the client learns only that it is our fault.
+    pub(super) fn ours(why: impl std::fmt::Display) -> Self {
+        tracing::error!(%why, "the gate cannot take payments");
+        let detail = "payments cannot be taken at the moment; nothing was charged";
+        Self::new(Fault::Ours, Reason::UnexpectedSettleError, detail)
+    }
+
+    /// The ledger broke off a commit: nothing was charged, and the ledger has stopped.
+    pub(super) fn stopped(error: &StoreError) -> Self {
+        Self::ours(error)
+    }
+
+    /// With the channel, for a corrective answer.
+    pub(super) fn correcting(mut self, channel: ChannelRecord) -> Self {
+        self.channel = Some(Box::new(channel));
+        self
+    }
+
+    /// With the settlement that failed.
+    pub(super) fn settling(mut self, settlement: Box<SettlementResponse>) -> Self {
+        self.settlement = Some(settlement);
+        self
+    }
+}
+
+impl From<scheme::Refused> for Denial {
+    fn from(refused: scheme::Refused) -> Self {
+        let fault = if refused.reason == Reason::InvalidPayload { Fault::Malformed } else { Fault::Payment };
+        Self::new(fault, refused.reason, refused.detail)
+    }
+}
+
+impl From<FacilitatorError> for Denial {
+    fn from(error: FacilitatorError) -> Self {
+        match error {
+            FacilitatorError::Refused { reason, detail } => Self::payment(reason, detail),
+            FacilitatorError::Unavailable(why) => {
+                tracing::warn!(%why, "the facilitator is unavailable");
+                Self::unavailable()
+            }
+            FacilitatorError::Pending { transaction } => Self::new(
+                Fault::Ours,
+                Reason::SettlementPending,
+                format!(
+                    "transaction {transaction} was sent and is not confirmed yet; nothing was charged. Look it up \
+                     before you sign another"
+                ),
+            ),
+        }
+    }
+}
+
+impl From<ledger::Refused> for Denial {
+    fn from(refused: ledger::Refused) -> Self {
+        let detail = refused.to_string();
+        match refused {
+            ledger::Refused::Unknown => Self::busy("the channel's record changed meanwhile; try again"),
+            ledger::Refused::CumulativeMismatch { channel, .. } => {
+                Self::payment(Reason::BatchCumulativeAmountMismatch, detail).correcting(*channel)
+            }
+            ledger::Refused::ExceedsDeposit { .. } => Self::payment(Reason::BatchCumulativeExceedsDeposit, detail),
+            ledger::Refused::Closing => Self::payment(Reason::BatchChannelClosing, detail),
+            ledger::Refused::Exposure => {
+                Self::new(Fault::Busy { retry_after: UNAVAILABLE_RETRY }, Reason::ExposureLimit, detail)
+            }
+            ledger::Refused::Busy => Self::busy(detail),
+            ledger::Refused::Stopped(why) => Self::ours(why),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The only place where a challenge or a refusal becomes a status and headers.
+//!
+//! | whose move | status | headers |
+//! |---|---|---|
+//! | unpaid, or the payment does not pass | 402 | `PAYMENT-REQUIRED`, `Cache-Control: no-store` |
+//! | a settlement failed by the payment's fault | 402 | the same, and `PAYMENT-RESPONSE` with `success: false` |
+//! | the payment cannot be read | 400 | `Cache-Control: no-store` |
+//! | busy, the exposure limit, the chain out of reach | 503 | `Retry-After`, `Cache-Control: no-store` |
+//! | ours | 500 | `Cache-Control: no-store` |
+//! | a refund | 200 | `PAYMENT-RESPONSE`, `Cache-Control: private` |
+//! | no route | 404 | `Cache-Control: no-store` |
+//!
+//! A corrective 402 carries no `PAYMENT-RESPONSE`: clients look for its state only where there is none. A settlement
+//! that failed says so in `PAYMENT-RESPONSE` whatever the status. Source: `transports-v2/http.md`.
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::refusal::{Fault, Refusal};
+use crate::x402::header::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
+use crate::x402::wire::{PaymentRequired, SettlementResponse};
+
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const PRIVATE: HeaderValue = HeaderValue::from_static("private");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The answer to a request that came without payment.
+#[must_use]
+pub fn challenge(required: &PaymentRequired) -> Response<Bytes> {
+    let mut response = answer(StatusCode::PAYMENT_REQUIRED, NO_STORE, required);
+    insert(response.headers_mut(), PAYMENT_REQUIRED, required);
+    response
+}
+
+/// The answer to a payment that did not pass.
+#[must_use]
+pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
+    let status = match refusal.fault {
+        Fault::Malformed => StatusCode::BAD_REQUEST,
+        Fault::Payment => StatusCode::PAYMENT_REQUIRED,
+        Fault::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        Fault::Ours => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let mut body = refusal.required.as_deref().and_then(|required| serde_json::to_value(required).ok());
+    let body = match &mut body {
+        Some(Value::Object(required)) => {
+            required.insert("detail".to_owned(), refusal.detail.clone().into());
+            body.unwrap_or_default()
+        }
+        Some(_) | None => json!({ "error": refusal.reason.as_str(), "detail": refusal.detail }),
+    };
+    let mut response = answer(status, NO_STORE, &body);
+    let headers = response.headers_mut();
+    if let Some(required) = &refusal.required {
+        insert(headers, PAYMENT_REQUIRED, required);
+    }
+    if let Some(settlement) = &refusal.settlement {
+        insert(headers, PAYMENT_RESPONSE, settlement);
+    }
+    if let Fault::Busy { retry_after } = refusal.fault {
+        headers.insert(RETRY_AFTER, retry_after.as_secs().max(1).into());
+    }
+    response
+}
+
+/// The answer to a refund, which the upstream does not see.
+#[must_use]
+pub fn refunded(settlement: &SettlementResponse) -> Response<Bytes> {
+    let mut response = answer(StatusCode::OK, PRIVATE, &json!({ "message": "refund settled", "settlement": settlement }));
+    insert(response.headers_mut(), PAYMENT_RESPONSE, settlement);
+    response
+}
+
+/// The answer where no route matches.
+#[must_use]
+pub fn unlisted() -> Response<Bytes> {
+    answer(StatusCode::NOT_FOUND, NO_STORE, &json!({ "error": "not_found", "detail": "nothing is offered at this address" }))
+}
+
+/// Adds to the upstream's own answer what became of its payment, and keeps shared caches from storing it.
+pub fn paid(headers: &mut HeaderMap, settlement: &SettlementResponse) {
+    insert(headers, PAYMENT_RESPONSE, settlement);
+    keep_private(headers);
+}
+
+/// `Cache-Control: private`, unless the upstream is as strict or stricter. What it says of shared caches goes.
+fn keep_private(headers: &mut HeaderMap) {
+    let values: Vec<_> = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).collect();
+    let directives = values.iter().flat_map(|value| value.split(',')).map(str::trim);
+    let named = |directive: &str, name: &str| {
+        directive.split_once('=').map_or(directive, |(name, _)| name).trim().eq_ignore_ascii_case(name)
+    };
+    let mut kept: Vec<&str> = directives
+        .filter(|directive| !directive.is_empty())
+        .filter(|directive| !named(directive, "public") && !named(directive, "s-maxage"))
+        .collect();
+    // `private="field"` keeps only that field private, so it does not count.
+    if !kept.iter().any(|directive| {
+        directive.eq_ignore_ascii_case("private") || directive.eq_ignore_ascii_case("no-store")
+    }) {
+        kept.push("private");
+    }
+    let value = HeaderValue::from_str(&kept.join(", ")).unwrap_or(PRIVATE);
+    headers.insert(CACHE_CONTROL, value);
+}
+
+fn answer(status: StatusCode, cache: HeaderValue, body: &impl Serialize) -> Response<Bytes> {
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Bytes::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response.headers_mut().insert(CACHE_CONTROL, cache);
+    response
+}
+
+/// Our wire types always can be written, and base64 is always a header's value.
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &impl Serialize) {
+    let encoded = header::encode(value).ok().and_then(|text| HeaderValue::try_from(text).ok());
+    match encoded {
+        Some(encoded) => {
+            headers.insert(HeaderName::from_static(name), encoded);
+        }
+        None => tracing::error!(name, "a payment header could not be written"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_paid_answer_stays_out_of_shared_caches() {
+        for (before, after) in [
+            (None, "private"),
+            (Some("max-age=60"), "max-age=60, private"),
+            (Some("public, max-age=60"), "max-age=60, private"),
+            (Some("Public,S-MaxAge=10 , max-age=60"), "max-age=60, private"),
+            (Some("private, max-age=60"), "private, max-age=60"),
+            (Some("no-store"), "no-store"),
+            (Some("no-cache"), "no-cache, private"),
+            (Some("private=\"x\""), "private=\"x\", private"),
+            (Some(""), "private"),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(before) = before {
+                headers.insert(CACHE_CONTROL, before.parse().unwrap());
+            }
+            keep_private(&mut headers);
+            assert_eq!(headers.get(CACHE_CONTROL).unwrap(), after, "{before:?}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.append(CACHE_CONTROL, "public".parse().unwrap());
+        headers.append(CACHE_CONTROL, "no-store".parse().unwrap());
+        keep_private(&mut headers);
+        assert_eq!(headers.get_all(CACHE_CONTROL).iter().collect::<Vec<_>>(), ["no-store"]);
+    }
+}

@@ -1,0 +1,306 @@
+//! The gate as a tower [`Layer`] and [`Service`]: the proxy is built from it, and so is a Rust merchant's own app.
+//!
+//! Promises: the request's body is not polled before the request is admitted, and its bytes and the answer's are passed
+//! through untouched; a price is charged when the inner service's answer has a header with a status below 400, before
+//! that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives everything back. The
+//! inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside is taken away.
+
+mod body;
+mod cors;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use tower::{Layer, Service, ServiceExt};
+
+pub use self::body::ResponseBody;
+pub use self::cors::Cors;
+use self::cors::Origin;
+pub use crate::gate::Paid;
+use crate::gate::route::Route;
+use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, reply};
+use crate::x402::Reason;
+use crate::x402::header::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
+
+/// Which route a request matches.
+#[derive(Clone, Debug)]
+pub enum RouteMatch {
+    /// This one.
+    Route(Arc<Route>),
+    /// None, and what is not listed is free.
+    Free,
+    /// None, and what is not listed is refused.
+    Unlisted,
+}
+
+/// Finds a request's route. Payment headers and `Turnpike-*` headers have been taken away by then.
+pub trait Routes: Send + Sync + 'static {
+    /// The route that a request matches.
+    fn find(&self, parts: &Parts) -> RouteMatch;
+}
+
+impl<F: Fn(&Parts) -> RouteMatch + Send + Sync + 'static> Routes for F {
+    fn find(&self, parts: &Parts) -> RouteMatch {
+        self(parts)
+    }
+}
+
+/// The layer's own choices.
+#[derive(Clone, Debug, Default)]
+pub struct LayerOptions {
+    /// Where clients reach us, such as `https://api.example.com`: stands before the path in a challenge's `resource.url`.
+    /// Without it, the request's own scheme and host do.
+    pub public_url: Option<Arc<str>>,
+    /// Whose scripts may pay.
+    pub cors: Cors,
+}
+
+/// What became of a request: an extension of the response, for metrics and logs outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It cost nothing.
+    Free,
+    /// No route matched.
+    Unlisted,
+    /// It came without payment.
+    Challenged,
+    /// Its payment did not pass, or could not be settled.
+    Refused(Reason),
+    /// It was a refund.
+    Refunded,
+    /// It was charged.
+    Charged(Paid),
+    /// It was admitted, and not charged.
+    Released(Paid),
+}
+
+/// Makes services pay-per-call.
+#[derive(Clone)]
+pub struct TurnpikeLayer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    gate: Arc<Gate>,
+    routes: Box<dyn Routes>,
+    options: LayerOptions,
+}
+
+impl TurnpikeLayer {
+    /// A layer that asks `gate` for what `routes` find.
+    #[must_use]
+    pub fn new(gate: Arc<Gate>, routes: impl Routes, options: LayerOptions) -> Self {
+        Self { shared: Arc::new(Shared { gate, routes: Box::new(routes), options }) }
+    }
+}
+
+impl<S> Layer<S> for TurnpikeLayer {
+    type Service = TurnpikeService<S>;
+
+    fn layer(&self, inner: S) -> TurnpikeService<S> {
+        TurnpikeService { inner, shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// A service whose calls are paid for.
+#[derive(Clone)]
+pub struct TurnpikeService<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S, B, R> Service<Request<B>> for TurnpikeService<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    B: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    /// Always ready: a challenge needs no inner service, and whose request is admitted waits for it then.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let inner = self.inner.clone();
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { shared.serve(inner, request).await })
+    }
+}
+
+impl Shared {
+    async fn serve<S, B, R>(&self, inner: S, request: Request<B>) -> Result<Response<ResponseBody<R>>, S::Error>
+    where
+        S: Service<Request<B>, Response = Response<R>>,
+    {
+        let (mut parts, body) = request.into_parts();
+        let origin = self.options.cors.origin(&parts);
+        let mut served = match self.decide(&mut parts, origin.as_ref()).await {
+            Decision::Answer(response, verdict) => ours(response, verdict),
+            Decision::Pass(verdict) => {
+                let response = inner.oneshot(Request::from_parts(parts, body)).await?;
+                let mut response = response.map(ResponseBody::inner);
+                response.extensions_mut().insert(verdict);
+                response
+            }
+            Decision::Admit(admission) => {
+                introduce(&mut parts, admission.paid());
+                match inner.oneshot(Request::from_parts(parts, body)).await {
+                    Ok(response) => finish(*admission, response).await,
+                    Err(error) => {
+                        admission.release();
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        if let Some(origin) = origin {
+            origin.expose(served.headers_mut());
+        }
+        Ok(served)
+    }
+
+    async fn decide(&self, parts: &mut Parts, origin: Option<&Origin>) -> Decision {
+        let payment = take_payment(&mut parts.headers);
+        strip(&mut parts.headers);
+        if parts.method == Method::OPTIONS {
+            return match origin.and_then(|origin| origin.preflight(&parts.headers)) {
+                Some(headers) => {
+                    let mut response = Response::new(Bytes::new());
+                    *response.status_mut() = StatusCode::NO_CONTENT;
+                    *response.headers_mut() = headers;
+                    Decision::Answer(response, Verdict::Free)
+                }
+                None => Decision::Pass(Verdict::Free),
+            };
+        }
+        let route = match self.routes.find(parts) {
+            RouteMatch::Route(route) => route,
+            RouteMatch::Free => return Decision::Pass(Verdict::Free),
+            RouteMatch::Unlisted => return Decision::Answer(reply::unlisted(), Verdict::Unlisted),
+        };
+        let url = self.url(parts);
+        let request = AdmitRequest { route: &route, url: &url, payment_header: payment.as_deref() };
+        match self.gate.admit(request).await {
+            Outcome::Free => Decision::Pass(Verdict::Free),
+            Outcome::Admitted(admission) => Decision::Admit(admission),
+            Outcome::Challenge(required) => Decision::Answer(reply::challenge(&required), Verdict::Challenged),
+            Outcome::Refused(refusal) => Decision::Answer(reply::refusal(&refusal), Verdict::Refused(refusal.reason)),
+            Outcome::Answered(settlement) => Decision::Answer(reply::refunded(&settlement), Verdict::Refunded),
+        }
+    }
+
+    /// The resource as the client asked for it.
+    fn url(&self, parts: &Parts) -> String {
+        let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        if let Some(base) = &self.options.public_url {
+            return format!("{}{path}", base.trim_end_matches('/'));
+        }
+        let scheme = parts.uri.scheme_str().unwrap_or("http");
+        let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+        let host = authority.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()));
+        match host {
+            Some(host) => format!("{scheme}://{host}{path}"),
+            None => path.to_owned(),
+        }
+    }
+}
+
+/// What to do with a request.
+enum Decision {
+    Answer(Response<Bytes>, Verdict),
+    Pass(Verdict),
+    Admit(Box<Admission>),
+}
+
+/// Charges for the inner service's answer, or gives the price back.
+async fn finish<R>(admission: Admission, response: Response<R>) -> Response<ResponseBody<R>> {
+    let paid = admission.paid().clone();
+    let (mut parts, body) = response.into_parts();
+    let verdict = match admission.finish(parts.status, &parts.headers).await {
+        Finished::Charged(settlement) => {
+            strip(&mut parts.headers);
+            reply::paid(&mut parts.headers, &settlement);
+            Verdict::Charged(paid)
+        }
+        Finished::Released(settlement) => {
+            strip(&mut parts.headers);
+            if let Some(settlement) = settlement {
+                reply::paid(&mut parts.headers, &settlement);
+            }
+            Verdict::Released(paid)
+        }
+        Finished::Refused(refusal) => return ours(reply::refusal(&refusal), Verdict::Refused(refusal.reason)),
+    };
+    parts.extensions.insert(verdict);
+    Response::from_parts(parts, ResponseBody::inner(body))
+}
+
+fn ours<R>(response: Response<Bytes>, verdict: Verdict) -> Response<ResponseBody<R>> {
+    let mut response = response.map(ResponseBody::own);
+    response.extensions_mut().insert(verdict);
+    response
+}
+
+/// The payment. Several headers are one list to HTTP, and a list is no payment, so they are joined and will not decode.
+fn take_payment(headers: &mut HeaderMap) -> Option<Vec<u8>> {
+    let mut values = headers.get_all(PAYMENT_SIGNATURE).iter();
+    let mut payment = values.next()?.as_bytes().to_vec();
+    for value in values {
+        payment.extend_from_slice(b", ");
+        payment.extend_from_slice(value.as_bytes());
+    }
+    Some(payment)
+}
+
+/// Headers that are ours, or the protocol's, and never pass.
+const OURS: [&str; 5] =
+    [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, "x-payment", "x-payment-response"];
+const TURNPIKE: &str = "turnpike-";
+
+fn strip(headers: &mut HeaderMap) {
+    for name in OURS {
+        headers.remove(name);
+    }
+    let forged: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(TURNPIKE)).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+}
+
+/// Tells the inner service who paid: as an extension for a service in this process, as headers for one behind it.
+fn introduce(parts: &mut Parts, paid: &Paid) {
+    paid.write(&mut parts.headers);
+    parts.extensions.insert(paid.clone());
+}
+
+impl Paid {
+    /// Writes the `Turnpike-*` headers. The amount is in the asset's atomic units.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        let values = [
+            ("turnpike-payer", self.payer.to_string()),
+            ("turnpike-amount", self.amount.to_string()),
+            ("turnpike-channel", self.channel.to_string()),
+            ("turnpike-network", self.network.to_string()),
+        ];
+        for (name, value) in values {
+            // Base58, digits and CAIP-2 names are always a header's value.
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+    }
+}
