@@ -1,6 +1,8 @@
 //! The acceptance policy, rule by rule: one mutation of a valid transaction for each, signed again by the payer, so
 //! that the rule itself refuses and not the broken signature.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot build its own fixture should stop")]
+
 use std::sync::Arc;
 
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -156,7 +158,7 @@ const UPTO: Form = Form::UptoOpen { deposit: Amount::new(250_000) };
 fn the_canonical_transactions_are_accepted() {
     for form in [BATCH_OPEN, TOP_UP, CLOSE, UPTO] {
         let accepted = Draft::new(form).accept().unwrap_or_else(|error| panic!("{form:?}: {error}"));
-        assert_eq!(accepted.fee_lamports, 10_000 + 200, "two signatures and 200,000 units at 1,000 micro-lamports");
+        assert_eq!(accepted.fee_lamports(), 10_000 + 200, "two signatures and 200,000 units at 1,000 micro-lamports");
     }
 }
 

@@ -69,9 +69,15 @@ pub struct AcceptanceRequest<'a> {
 /// A transaction that our fee payer may sign. Only [`accept`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
+    fee_lamports: u64,
+}
+
+impl Accepted {
     /// The most that the transaction can cost in fees; rent comes on top.
-    pub fee_lamports: u64,
-    _seal: (),
+    #[must_use]
+    pub const fn fee_lamports(self) -> u64 {
+        self.fee_lamports
+    }
 }
 
 /// Why a transaction is not accepted.
@@ -121,7 +127,7 @@ pub fn accept(request: &AcceptanceRequest<'_>) -> Result<Accepted, Rejected> {
     request.accounts(layout.main, &canonical)?;
     request.arguments(layout.main)?;
     request.privileges(&canonical)?;
-    Ok(Accepted { fee_lamports, _seal: () })
+    Ok(Accepted { fee_lamports })
 }
 
 impl Form {
