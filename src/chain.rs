@@ -4,6 +4,7 @@
 //! JSON-RPC, so nothing here knows which of them is at the other end.
 
 pub mod sandbox;
+pub mod svm;
 
 use std::time::Duration;
 
@@ -94,11 +95,24 @@ pub enum ChainError {
     Format(#[from] FormatError),
 }
 
+impl ChainError {
+    /// Whether the transaction was refused because its blockhash is too old or not known yet. It did not run, and the
+    /// same instructions may be tried at once with a fresh blockhash.
+    #[must_use]
+    pub fn is_stale_blockhash(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.contains("BlockhashNotFound"))
+    }
+}
+
 /// A Solana-like chain.
 #[async_trait]
 pub trait Chain: Send + Sync {
     /// A fresh blockhash.
     async fn latest_blockhash(&self) -> Result<Blockhash, ChainError>;
+    /// A blockhash that is at hand without waiting and still good for a while.
+    fn cached_blockhash(&self) -> Option<Blockhash> {
+        None
+    }
     /// The present slot.
     async fn slot(&self) -> Result<u64, ChainError>;
     /// The present block height, which blockhashes are bounded by.

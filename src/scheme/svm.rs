@@ -2,6 +2,7 @@
 //!
 //! Source: `solana-foundation/payment-channels` (`docs/001`, `docs/003`), commit `3ffa4d67`.
 
+pub mod acceptance;
 pub mod program;
 pub mod transaction;
 

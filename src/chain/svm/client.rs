@@ -1,0 +1,410 @@
+//! JSON-RPC calls over several endpoints: order, time-outs, retries, limits, and what an error answer means.
+//!
+//! Every call made through here may be repeated: reads change nothing, and sending the same signed bytes again is the
+//! same transaction to a cluster. A call ends with the first usable answer, or when its time or its rounds are used up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::endpoint::{Endpoint, EndpointHealth};
+use super::{Observer, Outcome, SvmRpcError, SvmRpcOptions};
+use crate::chain::ChainError;
+
+/// How long to leave an endpoint alone that is rate limited and does not say for how long.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+/// The longest that an endpoint's own word bars it.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+/// The first pause between rounds; it doubles.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// An error answer that is about the request.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct RpcError {
+    pub(super) code: i64,
+    #[serde(default)]
+    pub(super) message: String,
+    #[serde(default)]
+    pub(super) data: Option<Value>,
+}
+
+/// Why a call has no result.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// Nobody gave a usable answer.
+    Unavailable(String),
+    /// An endpoint judged the request itself.
+    Rpc {
+        error: RpcError,
+        /// Whether another endpoint may have carried the request out before.
+        doubtful: bool,
+    },
+    /// The last answer cannot be read.
+    Malformed(String),
+}
+
+impl CallError {
+    /// For calls that only read: an error answer means that the request or the endpoint is wrong.
+    pub(super) fn of_read(self, method: &'static str) -> ChainError {
+        match self {
+            Self::Unavailable(detail) => ChainError::Unavailable(detail),
+            Self::Rpc { error, .. } => {
+                ChainError::Malformed { method, what: format!("error {}: {}", error.code, error.message) }
+            }
+            Self::Malformed(what) => ChainError::Malformed { method, what },
+        }
+    }
+}
+
+/// How one attempt at one endpoint went wrong.
+enum AttemptError {
+    /// It is limited, and asks for a pause.
+    Limited(Duration),
+    /// It is behind what we have seen; it will catch up.
+    Behind(String),
+    /// It could not be reached, took too long, or failed.
+    Failed {
+        detail: String,
+        /// Whether it may have carried the request out all the same.
+        sent: bool,
+        outcome: Outcome,
+    },
+    /// It answered with something else.
+    Malformed(String),
+    /// It judged the request.
+    Rpc(RpcError),
+}
+
+/// A JSON-RPC client over ordered endpoints.
+pub(super) struct Client {
+    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    endpoints: Vec<Endpoint>,
+    observer: Arc<dyn Observer>,
+    next_id: AtomicU64,
+    attempt_timeout: Duration,
+    call_timeout: Duration,
+    rounds_max: u32,
+    failures_max: u32,
+    cool_down: Duration,
+}
+
+impl Client {
+    pub(super) fn new(options: &SvmRpcOptions, observer: Arc<dyn Observer>) -> Result<Self, SvmRpcError> {
+        if options.endpoints.is_empty() {
+            return Err(SvmRpcError::NoEndpoint);
+        }
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(options.endpoints.len());
+        for (index, text) in options.endpoints.iter().enumerate() {
+            let number = index.saturating_add(1);
+            let mut endpoint = Endpoint::parse(number, text)?;
+            if endpoints.iter().any(|other| other.name == endpoint.name) {
+                endpoint.name = format!("{}#{number}", endpoint.name);
+            }
+            endpoints.push(endpoint);
+        }
+        Ok(Self {
+            http: http_client(options.attempt_timeout)?,
+            endpoints,
+            observer,
+            next_id: AtomicU64::new(1),
+            attempt_timeout: options.attempt_timeout,
+            call_timeout: options.call_timeout,
+            rounds_max: options.rounds_max.max(1),
+            failures_max: options.failures_max.max(1),
+            cool_down: options.cool_down,
+        })
+    }
+
+    pub(super) fn health(&self) -> Vec<EndpointHealth> {
+        self.endpoints.iter().map(Endpoint::health).collect()
+    }
+
+    /// Calls `method` until an endpoint answers it. The answer has at most `bytes_max` bytes.
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        params: Value,
+        bytes_max: usize,
+    ) -> Result<T, CallError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let body = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        let body = Bytes::from(body.to_string());
+        let mut call = Call::new(self.call_timeout);
+        loop {
+            for endpoint in self.in_order() {
+                if call.is_over() {
+                    return Err(call.end());
+                }
+                let timeout = self.attempt_timeout.min(call.left());
+                match self.observed(endpoint, method, &body, bytes_max, timeout).await {
+                    Ok(result) => return Ok(result),
+                    Err(AttemptError::Rpc(error)) => return Err(CallError::Rpc { error, doubtful: call.sent }),
+                    Err(error) => call.note(&endpoint.name, error),
+                }
+            }
+            call.round = call.round.saturating_add(1);
+            let pause = match self.shortest_bar() {
+                Some(bar) => bar,
+                None if call.behind || call.round < self.rounds_max => call.backoff(),
+                None => return Err(call.end()),
+            };
+            if pause >= call.left() {
+                return Err(call.end());
+            }
+            call.behind = false;
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// The endpoints that may be asked now: the healthy in the operator's order, then those that rest.
+    fn in_order(&self) -> Vec<&Endpoint> {
+        let now = Instant::now();
+        let mut order: Vec<_> = self.endpoints.iter().filter(|endpoint| endpoint.barred_for(now).is_none()).collect();
+        order.sort_by_key(|endpoint| !endpoint.is_healthy(now));
+        order
+    }
+
+    /// How long until one may be asked again, where none may be asked now.
+    fn shortest_bar(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let bars: Option<Vec<Duration>> = self.endpoints.iter().map(|endpoint| endpoint.barred_for(now)).collect();
+        bars?.into_iter().min()
+    }
+
+    /// One attempt, with its outcome told to the endpoint's health and to the observer.
+    async fn observed<T: DeserializeOwned>(
+        &self,
+        endpoint: &Endpoint,
+        method: &'static str,
+        body: &Bytes,
+        bytes_max: usize,
+        timeout: Duration,
+    ) -> Result<T, AttemptError> {
+        let started = Instant::now();
+        let attempt = self.attempt(endpoint, body, bytes_max);
+        let result = tokio::time::timeout(timeout, attempt).await.unwrap_or_else(|_| {
+            Err(AttemptError::Failed {
+                detail: format!("no answer to {method} within {} ms", timeout.as_millis()),
+                sent: true,
+                outcome: Outcome::TimedOut,
+            })
+        });
+        let outcome = match &result {
+            Ok(_) => Outcome::Answered,
+            Err(AttemptError::Rpc(_)) => Outcome::Refused,
+            Err(AttemptError::Limited(_)) => Outcome::Limited,
+            Err(AttemptError::Behind(_)) => Outcome::Behind,
+            Err(AttemptError::Failed { outcome, .. }) => *outcome,
+            Err(AttemptError::Malformed(_)) => Outcome::Malformed,
+        };
+        self.observer.observe(&endpoint.name, method, outcome, started.elapsed());
+        match &result {
+            Ok(_) | Err(AttemptError::Rpc(_)) => endpoint.succeeded(),
+            Err(AttemptError::Limited(pause)) => endpoint.bar(*pause),
+            Err(AttemptError::Behind(_)) => {}
+            Err(AttemptError::Failed { detail, .. } | AttemptError::Malformed(detail)) => {
+                tracing::warn!(endpoint = endpoint.name, method, detail, "chain endpoint failed");
+                endpoint.failed(detail, self.failures_max, self.cool_down);
+            }
+        }
+        result
+    }
+
+    async fn attempt<T: DeserializeOwned>(
+        &self,
+        endpoint: &Endpoint,
+        body: &Bytes,
+        bytes_max: usize,
+    ) -> Result<T, AttemptError> {
+        let failed = |detail: &str, sent| AttemptError::Failed {
+            detail: endpoint.scrub(detail),
+            sent,
+            outcome: Outcome::Failed,
+        };
+        let mut request = Request::post(&endpoint.uri)
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, concat!("turnpike/", env!("CARGO_PKG_VERSION")));
+        if let Some(authorization) = &endpoint.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(Full::new(body.clone())).map_err(|error| failed(&error.to_string(), false))?;
+        let response = match self.http.request(request).await {
+            Ok(response) => response,
+            Err(error) => return Err(failed(&causes(&error), !error.is_connect())),
+        };
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::TOO_MANY_REQUESTS => return Err(AttemptError::Limited(retry_after(&response))),
+            // Nodes answer a bad request with an error object; the bodies of all others are gateways' pages.
+            StatusCode::BAD_REQUEST => {
+                let bytes = read(response, bytes_max).await.unwrap_or_default();
+                return match parse(&bytes).map_err(|error| judge(endpoint, error)) {
+                    Err(AttemptError::Malformed(_)) => Err(failed("HTTP 400 Bad Request", false)),
+                    judged => judged,
+                };
+            }
+            status => return Err(failed(&format!("HTTP {status}"), status.is_server_error())),
+        }
+        let bytes = read(response, bytes_max).await.map_err(|detail| failed(&detail, true))?;
+        parse(&bytes).map_err(|error| judge(endpoint, error))
+    }
+}
+
+/// What is remembered between the attempts of one call.
+struct Call {
+    deadline: Instant,
+    round: u32,
+    backoff: Duration,
+    /// Whether an endpoint may have carried the request out.
+    sent: bool,
+    /// Whether an endpoint was behind in this round.
+    behind: bool,
+    detail: String,
+    malformed: bool,
+}
+
+impl Call {
+    fn new(timeout: Duration) -> Self {
+        let now = Instant::now();
+        let deadline = now.checked_add(timeout).unwrap_or(now);
+        let detail = "every endpoint asks to be left alone".to_owned();
+        Self { deadline, round: 0, backoff: BACKOFF_MIN, sent: false, behind: false, detail, malformed: false }
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn is_over(&self) -> bool {
+        self.left().is_zero()
+    }
+
+    fn backoff(&mut self) -> Duration {
+        let pause = self.backoff;
+        self.backoff = pause.saturating_mul(2).min(BACKOFF_MAX);
+        pause
+    }
+
+    fn note(&mut self, endpoint: &str, error: AttemptError) {
+        self.malformed = matches!(error, AttemptError::Malformed(_));
+        let detail = match error {
+            AttemptError::Limited(pause) => format!("rate limited for {} ms", pause.as_millis()),
+            AttemptError::Behind(detail) => {
+                self.behind = true;
+                detail
+            }
+            AttemptError::Failed { detail, sent, .. } => {
+                self.sent |= sent;
+                detail
+            }
+            AttemptError::Malformed(detail) => {
+                self.sent = true;
+                detail
+            }
+            AttemptError::Rpc(error) => error.message,
+        };
+        self.detail = format!("{endpoint}: {detail}");
+    }
+
+    fn end(self) -> CallError {
+        if self.malformed { CallError::Malformed(self.detail) } else { CallError::Unavailable(self.detail) }
+    }
+}
+
+fn http_client(
+    connect_timeout: Duration,
+) -> Result<HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>, SvmRpcError> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(connect_timeout));
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+        .map_err(|error| SvmRpcError::Tls(error.to_string()))?
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(connector);
+    Ok(HttpClient::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build(connector))
+}
+
+async fn read(response: Response<Incoming>, bytes_max: usize) -> Result<Bytes, String> {
+    match Limited::new(response.into_body(), bytes_max).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(format!("the answer is longer than {bytes_max} bytes")),
+        Err(error) => Err(format!("the answer broke off: {error}")),
+    }
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    error: Option<RpcError>,
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AttemptError> {
+    let malformed = |error: serde_json::Error| AttemptError::Malformed(error.to_string());
+    match serde_json::from_slice(bytes).map_err(malformed)? {
+        Envelope { error: Some(error), .. } => Err(AttemptError::Rpc(error)),
+        Envelope { result: Some(result), .. } => serde_json::from_str(result.get()).map_err(malformed),
+        Envelope { .. } => Err(AttemptError::Malformed("neither a result nor an error".into())),
+    }
+}
+
+/// Tells errors about the endpoint from errors about the request (Agave, `rpc-client-api/src/custom_error.rs`).
+fn judge(endpoint: &Endpoint, error: AttemptError) -> AttemptError {
+    let mut error = match error {
+        AttemptError::Rpc(error) => error,
+        AttemptError::Malformed(what) => return AttemptError::Malformed(endpoint.scrub(&what)),
+        other => return other,
+    };
+    error.message = endpoint.scrub(&error.message);
+    match error.code {
+        // Behind the slot that we asked for, or behind the cluster.
+        -32016 | -32005 => AttemptError::Behind(error.message),
+        // Method not served here; inner failure; a block or slot that this node lacks; not indexed here.
+        -32601 | -32603 | -32001 | -32004 | -32007 | -32009 | -32010 | -32011 | -32014 => AttemptError::Failed {
+            detail: format!("error {}: {}", error.code, error.message),
+            sent: error.code != -32601,
+            outcome: Outcome::Failed,
+        },
+        429 | -32429 => AttemptError::Limited(RETRY_AFTER_DEFAULT),
+        _ => AttemptError::Rpc(error),
+    }
+}
+
+fn retry_after<T>(response: &Response<T>) -> Duration {
+    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    seconds.map_or(RETRY_AFTER_DEFAULT, Duration::from_secs).min(RETRY_AFTER_MAX)
+}
+
+/// An error with its causes: the outermost alone says only that connecting failed.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
