@@ -20,5 +20,6 @@ pub mod facilitator;
 pub mod gate;
 pub mod ledger;
 pub mod scheme;
+pub mod settlement;
 pub mod signer;
 pub mod x402;
