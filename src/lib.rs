@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod policy;
 pub mod proxy;
 pub mod scheme;
+pub mod settlement;
 pub mod signer;
 pub mod telemetry;
 pub mod x402;

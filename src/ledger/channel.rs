@@ -122,14 +122,17 @@ pub struct OnChain {
 }
 
 impl OnChain {
-    /// The changing part of a channel account.
+    /// The changing part of a channel account. The program leaves the payout watermark where it was when it drains a
+    /// sealed channel, so a drained channel has paid out all that was claimed.
     #[must_use]
     pub fn of(account: &ChannelAccount, read_at: UnixMillis) -> Self {
+        let drained = account.status == ChannelStatus::Distributed;
+        let distributed = if drained { account.settled } else { account.payout_watermark };
         Self {
             status: account.status,
             deposit: account.deposit.into(),
             claimed: account.settled.into(),
-            distributed: account.payout_watermark.into(),
+            distributed: distributed.into(),
             closing_since: account.closure_started_at,
             read_at,
         }
