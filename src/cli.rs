@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod demo;
+pub mod keygen;
 pub mod output;
 pub mod pay;
 pub mod serve;

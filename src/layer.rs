@@ -26,7 +26,9 @@ use self::cors::Origin;
 pub use crate::gate::Paid;
 use crate::gate::route::Route;
 use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, reply};
+use crate::amount::Amount;
 use crate::x402::Reason;
+use crate::x402::wire::SettlementResponse;
 use crate::x402::header::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
 
 /// Which route a request matches.
@@ -38,6 +40,10 @@ pub enum RouteMatch {
     Free,
     /// None, and what is not listed is refused.
     Unlisted,
+    /// One by its path, but not with this method; the value is for `Allow`.
+    MethodNotAllowed(HeaderValue),
+    /// None: the path can be read in more than one way. Why, for the client.
+    BadPath(String),
 }
 
 /// Finds a request's route. Payment headers and `Turnpike-*` headers have been taken away by then.
@@ -76,7 +82,12 @@ pub enum Verdict {
     /// It was a refund.
     Refunded,
     /// It was charged.
-    Charged(Paid),
+    Charged {
+        /// By whom, and from where.
+        paid: Paid,
+        /// How much; for a metered request not always the price.
+        charged: Amount,
+    },
     /// It was admitted, and not charged.
     Released(Paid),
 }
@@ -190,6 +201,10 @@ impl Shared {
             RouteMatch::Route(route) => route,
             RouteMatch::Free => return Decision::Pass(Verdict::Free),
             RouteMatch::Unlisted => return Decision::Answer(reply::unlisted(), Verdict::Unlisted),
+            RouteMatch::MethodNotAllowed(allow) => {
+                return Decision::Answer(reply::method_not_allowed(allow), Verdict::Unlisted);
+            }
+            RouteMatch::BadPath(why) => return Decision::Answer(reply::bad_path(&why), Verdict::Unlisted),
         };
         let url = self.url(parts);
         let request = AdmitRequest { route: &route, url: &url, payment_header: payment.as_deref() };
@@ -233,7 +248,7 @@ async fn finish<R>(admission: Admission, response: Response<R>) -> Response<Resp
         Finished::Charged(settlement) => {
             strip(&mut parts.headers);
             reply::paid(&mut parts.headers, &settlement);
-            Verdict::Charged(paid)
+            Verdict::Charged { paid, charged: charged(&settlement) }
         }
         Finished::Released(settlement) => {
             strip(&mut parts.headers);
@@ -246,6 +261,12 @@ async fn finish<R>(admission: Admission, response: Response<R>) -> Response<Resp
     };
     parts.extensions.insert(verdict);
     Response::from_parts(parts, ResponseBody::inner(body))
+}
+
+/// What a settlement says was charged: a voucher's in `extra`, a metered request's as its amount.
+fn charged(settlement: &SettlementResponse) -> Amount {
+    let voucher = settlement.extra.get("chargedAmount").and_then(|value| value.as_str());
+    voucher.or(settlement.amount.as_deref()).and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 fn ours<R>(response: Response<Bytes>, verdict: Verdict) -> Response<ResponseBody<R>> {

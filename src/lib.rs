@@ -13,7 +13,9 @@
 //! ledger -> what is due -> policy -> threshold signer -> chain -> reconcile -> ledger
 //! ```
 
+pub mod admin;
 pub mod amount;
+pub mod app;
 pub mod chain;
 pub mod cli;
 pub mod client;

@@ -14,7 +14,7 @@
 //! that failed says so in `PAYMENT-RESPONSE` whatever the status. Source: `transports-v2/http.md`.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -78,6 +78,21 @@ pub fn refunded(settlement: &SettlementResponse) -> Response<Bytes> {
 #[must_use]
 pub fn unlisted() -> Response<Bytes> {
     answer(StatusCode::NOT_FOUND, NO_STORE, &json!({ "error": "not_found", "detail": "nothing is offered at this address" }))
+}
+
+/// The answer where a route matches by its path and is for other methods.
+#[must_use]
+pub fn method_not_allowed(allow: HeaderValue) -> Response<Bytes> {
+    let detail = "this address is not offered with this method";
+    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, NO_STORE, &json!({ "error": "method_not_allowed", "detail": detail }));
+    response.headers_mut().insert(ALLOW, allow);
+    response
+}
+
+/// The answer to a path that can be read in more than one way: it could name a priced route or not.
+#[must_use]
+pub fn bad_path(why: &str) -> Response<Bytes> {
+    answer(StatusCode::BAD_REQUEST, NO_STORE, &json!({ "error": "bad_path", "detail": why }))
 }
 
 /// Adds to the upstream's own answer what became of its payment, and keeps shared caches from storing it.
