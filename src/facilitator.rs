@@ -2,6 +2,8 @@
 //!
 //! Adapter: `facilitator/local.rs`, our own. The gate calls this; the key that signs stays behind it.
 
+pub mod local;
+
 use async_trait::async_trait;
 
 use crate::amount::Amount;
