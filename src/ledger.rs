@@ -3,15 +3,37 @@
 //! The gate and the settlement meet here and nowhere else. The gate reserves, commits and releases; the settlement asks
 //! what is due and reports what the chain did. Every commit is durable before [`Reservation::commit`] returns, and
 //! restart restores every commit that a client was told of (invariant L5).
+//!
+//! How it is made: [`channel`] is the state machine, pure; `book` holds the channels in memory; `turns` decides who goes
+//! when; `changes` makes changes durable through the port in [`store`]. Every future given out here may be dropped at
+//! any time: what it waited for is given back, and what was already handed to the store is carried through.
+//!
+//! A request is refused for the first of these that holds: the ledger has stopped, the channel is not known (or is
+//! another seller's), closing, behind, above the deposit that can be there when its turn comes, too many wait, the
+//! limit of exposure, waited too long.
 
+mod book;
+mod changes;
 pub mod channel;
+pub mod memory;
+mod queue;
+pub mod sqlite;
 pub mod store;
+mod turns;
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
+use self::book::Slot;
+use self::changes::{Plan, carry};
 use self::channel::{OnChain, Terms, Voucher};
-use self::store::{BatchRecord, ChannelRecord, MeteredRecord, Store, StoreError};
+use self::store::{BatchRecord, BatchState, ChannelRecord, MeteredRecord, Store, StoreError, Write};
+use self::turns::{Core, Entered};
 use crate::amount::Amount;
 use crate::clock::Clock;
 use crate::x402::Key;
@@ -29,8 +51,24 @@ pub struct Limits {
     pub wait_max: Duration,
     /// How long a request waits for a predecessor that has not arrived.
     pub gap_wait_max: Duration,
-    /// How long a reservation lives that is neither committed nor released.
+    /// How long a reservation lives that is neither committed nor released. Longer than the longest request: what is
+    /// committed later is an error, and its answer must not be delivered.
     pub reservation_max: Duration,
+}
+
+impl Default for Limits {
+    /// No limit of exposure; 64 waiting requests for each channel, 10 s behind predecessors, 250 ms at a gap; 10 minutes
+    /// for a request.
+    fn default() -> Self {
+        Self {
+            exposure_max: None,
+            channel_exposure_max: None,
+            waiters_per_channel_max: 64,
+            wait_max: Duration::from_secs(10),
+            gap_wait_max: Duration::from_millis(250),
+            reservation_max: Duration::from_secs(600),
+        }
+    }
 }
 
 /// A request's payment, ready to be reserved: its signature, channel and price have been checked.
@@ -82,7 +120,7 @@ pub enum Refused {
     Stopped(String),
 }
 
-/// What is charged and not yet claimed.
+/// What is charged, not yet claimed, and can still be claimed. What a channel's end left behind is lost, not at risk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exposure {
     /// Over all channels.
@@ -93,137 +131,173 @@ pub struct Exposure {
 
 /// Balances in memory over a durable store.
 pub struct Ledger {
-    _store: Arc<dyn Store>,
-    _clock: Arc<dyn Clock>,
-    _limits: Limits,
+    core: Arc<Core>,
+    next_batch: AtomicU64,
+    journal: Arc<Journal>,
+}
+
+/// What was journalled and is still open.
+#[derive(Default)]
+struct Journal {
+    batches: Mutex<BTreeMap<u64, BatchRecord>>,
+    metered: Mutex<HashMap<Key, MeteredRecord>>,
 }
 
 impl Ledger {
-    /// Restores the ledger from its store.
+    /// Restores the ledger from its store. To be called on a tokio runtime that lives as long as the ledger is used.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot be read.
+    /// [`StoreError`] where the store cannot be read, or holds what the ledger can never have written.
     pub async fn open(store: Arc<dyn Store>, clock: Arc<dyn Clock>, limits: Limits) -> Result<Arc<Self>, StoreError> {
-        store.load().await?;
-        Ok(Arc::new(Self { _store: store, _clock: clock, _limits: limits }))
+        let core = Arc::new(Core::new(store, clock, limits));
+        let snapshot = core.store.load_each(&mut |record| restore(&core, record)).await?;
+        let journal = Journal {
+            batches: Mutex::new(snapshot.batches.into_iter().map(|batch| (batch.id, batch)).collect()),
+            metered: Mutex::new(snapshot.metered.into_iter().map(|metered| (metered.terms.id, metered)).collect()),
+        };
+        drop(tokio::spawn(Core::sweep(Arc::downgrade(&core))));
+        let next_batch = AtomicU64::new(snapshot.last_batch.saturating_add(1));
+        Ok(Arc::new(Self { core, next_batch, journal: Arc::new(journal) }))
     }
 
     /// A channel as it is now.
     #[must_use]
-    pub fn channel(&self, _id: &Key) -> Option<ChannelRecord> {
-        todo!()
+    pub fn channel(&self, id: &Key) -> Option<ChannelRecord> {
+        self.core.book.with(id, |slot| Some(slot.record()).filter(|_| slot.channel().known)).flatten()
     }
 
-    /// Takes up a channel that the chain has and the ledger does not: what was claimed counts as charged.
-    pub fn adopt(&self, _terms: Terms, _on_chain: OnChain) {
-        todo!()
+    /// Takes up a channel that the chain has and the ledger does not: what was claimed counts as charged. It is written
+    /// with its first charge; until then a restart takes it up from the chain again.
+    pub fn adopt(&self, terms: Terms, on_chain: OnChain) {
+        self.core.adopt(terms, on_chain);
     }
 
     /// Reserves a request's price, in voucher order; waits for predecessors within the limits. A deposit that opens a
     /// channel reserves on one that is not yet known.
     ///
+    /// A voucher equal to the one in flight waits for its outcome: it goes if that is released, and is a mismatch if it is
+    /// charged. So one voucher pays for one delivery, however often it is sent.
+    ///
     /// # Errors
     /// [`Refused`]; nothing is changed.
-    pub async fn reserve(self: &Arc<Self>, _entry: Entry) -> Result<Reservation, Refused> {
-        todo!()
+    pub async fn reserve(self: &Arc<Self>, entry: Entry) -> Result<Reservation, Refused> {
+        match self.core.enter(&entry)? {
+            Entered::Served(reservation) => Ok(reservation),
+            Entered::Waits(waiting) => waiting.answer().await,
+        }
     }
 
     /// Takes the channel out of service to close it: waits until no request is in flight, then lets none in. Dropped
-    /// without [`CloseGuard::finish`], it lets them in again.
+    /// without [`CloseGuard::finish`], it lets them in again. A channel that its payer is closing can be taken too.
     ///
     /// # Errors
     /// [`Refused::Unknown`], [`Refused::Closing`], [`Refused::Busy`] or [`Refused::Stopped`].
-    pub async fn begin_close(self: &Arc<Self>, _id: &Key) -> Result<CloseGuard, Refused> {
-        todo!()
+    pub async fn begin_close(self: &Arc<Self>, id: &Key) -> Result<CloseGuard, Refused> {
+        self.core.begin_close(id).await
     }
 
     /// Takes up what the chain says of a channel: a rising watermark, a new status. Durable before it returns where it
-    /// changed anything but the time of reading.
+    /// changed anything but the time of reading. Readings may come in any order; of a channel that is not known, and what
+    /// the chain's program cannot have written, is ignored.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn observe(&self, _id: &Key, _on_chain: OnChain) -> Result<(), StoreError> {
-        todo!()
+    pub async fn observe(&self, id: &Key, on_chain: OnChain) -> Result<(), StoreError> {
+        self.core.change(*id, Plan::Observe(on_chain), || ()).await.map(drop)
     }
 
-    /// Forgets a channel that the chain no longer has and that owes nothing; keeps and reports one that still does.
+    /// Forgets a channel that the chain no longer has and that owes nothing; keeps and reports one that still does. One
+    /// that is in use is left alone: ask again.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn forget(&self, _id: &Key) -> Result<(), StoreError> {
-        todo!()
+    pub async fn forget(&self, id: &Key) -> Result<(), StoreError> {
+        self.core.change(*id, Plan::Forget, || ()).await.map(drop)
     }
 
-    /// Visits every channel, a shard at a time; what changes meanwhile may be seen before or after.
-    pub fn for_each(&self, _visit: &mut dyn FnMut(&ChannelRecord)) {
-        todo!()
+    /// Visits every channel, a shard at a time; what changes meanwhile may be seen before or after. No lock is held while
+    /// `visit` runs.
+    pub fn for_each(&self, visit: &mut dyn FnMut(&ChannelRecord)) {
+        self.core.book.for_each(visit);
     }
 
-    /// What is at risk now.
+    /// What is at risk now. The largest is searched for where channels were claimed since it was last asked for: for
+    /// metrics and the dashboard, not for every request.
     #[must_use]
     pub fn exposure(&self) -> Exposure {
-        todo!()
+        self.core.book.exposure()
     }
 
     /// How many channels are known, and how many reservations are held.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        todo!()
+        self.core.book.counts()
     }
 
-    /// Resolves when the exposure has come near a limit: settlement need not wait for its interval.
+    /// Resolves when the exposure has come near a limit (four fifths of it), or a request was refused for it: settlement
+    /// need not wait for its interval. For one listener; what happened while it was not listening counts once.
     pub async fn pressed(&self) {
-        todo!()
+        self.core.book.pressed.notified().await;
     }
 
-    /// The next batch's id.
+    /// The next batch's id. Each is given once.
     #[must_use]
     pub fn next_batch(&self) -> u64 {
-        todo!()
+        self.next_batch.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Journals a settlement batch.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn journal_batch(&self, _batch: BatchRecord) -> Result<(), StoreError> {
-        todo!()
+    pub async fn journal_batch(&self, batch: BatchRecord) -> Result<(), StoreError> {
+        let write = Write::Batch(Box::new(batch.clone()));
+        self.journalled(write, move |journal| {
+            let mut open = journal.batches.lock();
+            match batch.state {
+                BatchState::Signed => drop(open.insert(batch.id, batch)),
+                BatchState::Confirmed | BatchState::Dropped { .. } => drop(open.remove(&batch.id)),
+            }
+        })
+        .await
     }
 
-    /// The batches that were journalled and are neither confirmed nor dropped.
+    /// The batches that were journalled and are neither confirmed nor dropped, oldest first.
     #[must_use]
     pub fn open_batches(&self) -> Vec<BatchRecord> {
-        todo!()
+        self.journal.batches.lock().values().cloned().collect()
     }
 
     /// The newest batches, newest first.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn batches(&self, _limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
-        todo!()
+    pub async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
+        self.core.store.batches(limit).await
     }
 
     /// Journals a metered request's channel.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn journal_metered(&self, _metered: MeteredRecord) -> Result<(), StoreError> {
-        todo!()
+    pub async fn journal_metered(&self, metered: MeteredRecord) -> Result<(), StoreError> {
+        let write = Write::Metered(Box::new(metered.clone()));
+        self.journalled(write, move |journal| drop(journal.metered.lock().insert(metered.terms.id, metered))).await
     }
 
     /// Forgets a metered request's channel that is closed.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn forget_metered(&self, _id: &Key) -> Result<(), StoreError> {
-        todo!()
+    pub async fn forget_metered(&self, id: &Key) -> Result<(), StoreError> {
+        let id = *id;
+        self.journalled(Write::ForgetMetered(id), move |journal| drop(journal.metered.lock().remove(&id))).await
     }
 
     /// The metered requests' channels that are not yet closed.
     #[must_use]
     pub fn open_metered(&self) -> Vec<MeteredRecord> {
-        todo!()
+        self.journal.metered.lock().values().cloned().collect()
     }
 
     /// `Err` with what is wrong where the ledger has stopped.
@@ -231,13 +305,55 @@ impl Ledger {
     /// # Errors
     /// What made it stop.
     pub fn health(&self) -> Result<(), String> {
-        todo!()
+        self.core.running()
     }
+
+    async fn journalled(&self, write: Write, then: impl FnOnce(&Journal) + Send + 'static) -> Result<(), StoreError> {
+        self.core.writable()?;
+        let (core, journal) = (Arc::clone(&self.core), Arc::clone(&self.journal));
+        carry(async move {
+            match core.store.write(vec![write]).await {
+                Ok(()) => then(&journal),
+                Err(error) => {
+                    core.stop(&error.0);
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (channels, reservations) = self.counts();
+        f.debug_struct("Ledger")
+            .field("channels", &channels)
+            .field("reservations", &reservations)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Enters a channel that the store holds.
+fn restore(core: &Core, mut record: ChannelRecord) -> Result<(), StoreError> {
+    let id = record.terms.id;
+    let channel = record.channel();
+    channel.checked().map_err(|why| {
+        StoreError(format!("channel {id} in the store is not one that the ledger wrote ({why}); restore a backup"))
+    })?;
+    record.terms.seller = core.book.seller(&record.terms.seller);
+    core.book.with_or_enter(&id, || Slot::new(record.terms, &channel), |slot| slot.put(&channel));
+    Ok(())
 }
 
 /// A price held back on a channel while its request is served. Dropped, it is released.
 pub struct Reservation {
-    _ledger: Arc<Ledger>,
+    core: Arc<Core>,
+    id: Key,
+    ticket: u64,
+    amount: Amount,
+    over: bool,
 }
 
 /// What a commit did.
@@ -252,39 +368,87 @@ pub struct Receipt {
 impl Reservation {
     /// What is reserved.
     #[must_use]
-    pub fn amount(&self) -> Amount {
-        todo!()
+    pub const fn amount(&self) -> Amount {
+        self.amount
     }
 
     /// Charges the reserved price and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
+    /// The request's answer may be delivered when this has returned a receipt, and not otherwise: after an error the same
+    /// voucher may pay for another request. Dropped before it returns, it charges or releases, whichever is true by then.
     ///
     /// # Errors
-    /// [`StoreError`]: nothing was charged, and the ledger has stopped.
-    pub async fn commit(self, _on_chain: Option<OnChain>) -> Result<Receipt, StoreError> {
-        todo!()
+    /// [`StoreError`]: nothing was charged. The store failed and the ledger has stopped, or this one charge cannot be
+    /// made: the reservation has lapsed, the deposit is not there, the channel has ended; see [`Ledger::health`].
+    pub async fn commit(mut self, on_chain: Option<OnChain>) -> Result<Receipt, StoreError> {
+        let (core, id) = (Arc::clone(&self.core), self.id);
+        let plan = Plan::Commit { ticket: self.ticket, on_chain };
+        let over = &mut self.over;
+        let channel = core.change(id, plan, || *over = true).await?;
+        // Only a plan without a change gives no record, and a charge is one.
+        let channel = channel.ok_or_else(|| StoreError("nothing was charged".to_owned()))?;
+        Ok(Receipt { charged: self.amount, channel })
     }
 
     /// Gives the price back. The same as dropping, said aloud.
     pub fn release(self) {}
 }
 
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.over {
+            self.core.release(&self.id, self.ticket);
+        }
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation").field("channel", &self.id).field("amount", &self.amount).finish_non_exhaustive()
+    }
+}
+
 /// A channel that is being closed and takes no payments.
 pub struct CloseGuard {
-    _ledger: Arc<Ledger>,
+    core: Arc<Core>,
+    id: Key,
+    ticket: u64,
+    last: Box<ChannelRecord>,
+    over: bool,
 }
 
 impl CloseGuard {
     /// The channel as it stands, final but for the chain's side.
     #[must_use]
     pub fn channel(&self) -> ChannelRecord {
-        todo!()
+        self.core.book.with(&self.id, |slot| slot.record()).unwrap_or_else(|| (*self.last).clone())
     }
 
-    /// Closes it for good, with the final state that the chain confirmed; durable when this returns.
+    /// Closes it for good, with the final state that the chain confirmed; durable when this returns, and carried through
+    /// if the caller goes away.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn finish(self, _on_chain: OnChain) -> Result<(), StoreError> {
-        todo!()
+    pub async fn finish(mut self, on_chain: OnChain) -> Result<(), StoreError> {
+        carry(async move {
+            let (core, id) = (Arc::clone(&self.core), self.id);
+            let plan = Plan::Finish { ticket: self.ticket, on_chain };
+            let over = &mut self.over;
+            core.change(id, plan, || *over = true).await.map(drop)
+        })
+        .await
+    }
+}
+
+impl Drop for CloseGuard {
+    fn drop(&mut self) {
+        if !self.over {
+            self.core.abandon_close(&self.id, self.ticket);
+        }
+    }
+}
+
+impl fmt::Debug for CloseGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloseGuard").field("channel", &self.id).finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 
-use super::channel::{OnChain, Terms, Voucher};
+use super::channel::{Channel, OnChain, Terms, Voucher};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::x402::Key;
@@ -28,6 +28,50 @@ pub struct ChannelRecord {
     pub last_used: UnixMillis,
     /// Whether the channel takes no more payments: it is closing, or closed.
     pub closed: bool,
+}
+
+impl ChannelRecord {
+    /// A channel's record.
+    #[must_use]
+    pub fn of(terms: Terms, channel: &Channel) -> Self {
+        Self {
+            terms,
+            on_chain: channel.on_chain,
+            charged: channel.charged,
+            voucher: channel.voucher,
+            unclaimed_since: channel.unclaimed_since,
+            last_used: channel.last_used,
+            closed: channel.closed,
+        }
+    }
+
+    /// The channel, with nothing in flight.
+    #[must_use]
+    pub const fn channel(&self) -> Channel {
+        Channel {
+            on_chain: self.on_chain,
+            known: true,
+            charged: self.charged,
+            voucher: self.voucher,
+            unclaimed_since: self.unclaimed_since,
+            last_used: self.last_used,
+            closed: self.closed,
+            reserved: None,
+            leaving: false,
+        }
+    }
+
+    /// What is charged, not yet claimed, and can still be claimed.
+    #[must_use]
+    pub fn exposure(&self) -> Amount {
+        self.channel().exposure()
+    }
+
+    /// The voucher to redeem, where there is something to redeem (invariant L3).
+    #[must_use]
+    pub fn redeemable(&self) -> Option<Voucher> {
+        self.channel().redeemable()
+    }
 }
 
 /// What a settlement batch does.
@@ -108,9 +152,9 @@ pub enum Write {
     ForgetMetered(Key),
 }
 
-/// Why something is not durable.
+/// Why something is not durable. The text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the store failed: {0}. Charges stop until it works; check the disk and restart")]
+#[error("nothing was made durable: {0}")]
 pub struct StoreError(pub String);
 
 /// All that a store holds.
@@ -126,11 +170,23 @@ pub struct Snapshot {
     pub last_batch: u64,
 }
 
+/// Takes the channels that a store loads.
+pub type TakeChannel<'a> = dyn FnMut(ChannelRecord) -> Result<(), StoreError> + Send + 'a;
+
 /// A durable store.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Everything that is needed to go on after a restart.
     async fn load(&self) -> Result<Snapshot, StoreError>;
+    /// The same, with the channels handed over one by one instead of in the snapshot, so that a million of them need not
+    /// be in memory twice. Ends with the first error that `take` answers.
+    async fn load_each(&self, take: &mut TakeChannel<'_>) -> Result<Snapshot, StoreError> {
+        let mut snapshot = self.load().await?;
+        for channel in std::mem::take(&mut snapshot.channels) {
+            take(channel)?;
+        }
+        Ok(snapshot)
+    }
     /// Makes all of `writes` durable, or none. Concurrent calls share one disk flush. Writes of one channel are applied
     /// in the order in which the calls were made.
     async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError>;

@@ -1,0 +1,431 @@
+//! The channels in memory: a sharded map, and the totals over it.
+//!
+//! Owns where a channel's state lives and what it weighs: one box of 320 bytes for an idle channel, and a second one only
+//! while a request is in flight, waits, or the channel is being written or closed. A shard's lock is held for a few
+//! hundred nanoseconds and never across an await; whoever is woken is woken after it is given back. Totals are kept
+//! from the difference that each visit makes, so no path can forget them. Measured in `docs/decisions/0003`.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::changes::Pen;
+use super::channel::{Bid, Channel, OnChain, Seller, Terms, Voucher};
+use super::queue::Queue;
+use super::store::ChannelRecord;
+use super::{CloseGuard, Exposure, Limits, Refused, Reservation};
+use crate::amount::Amount;
+use crate::clock::UnixMillis;
+use crate::scheme::svm::program::ChannelStatus;
+use crate::x402::Key;
+use crate::x402::key::Signature;
+
+/// How many parts the map has, each with its own lock: enough that two of a machine's cores seldom meet, and that a
+/// visit to all of a part stays short with millions of channels.
+const SHARDS: usize = 1024;
+/// From this share of a limit on, settlement is asked to hurry: four fifths.
+const PRESSED: (u128, u128) = (4, 5);
+
+/// A channel in memory: its state, packed, and what is going on with it.
+pub(super) struct Slot {
+    /// What never changes, but for the shared seller's texts.
+    pub(super) terms: Terms,
+    deposit: Amount,
+    claimed: Amount,
+    distributed: Amount,
+    charged: Amount,
+    signed: Amount,
+    signature: Signature,
+    closing_since: i64,
+    read_at: UnixMillis,
+    unclaimed_since: UnixMillis,
+    last_used: UnixMillis,
+    status: ChannelStatus,
+    has_voucher: bool,
+    has_unclaimed: bool,
+    closed: bool,
+    known: bool,
+    work: Option<Box<Work>>,
+}
+
+/// What is going on with a channel.
+#[derive(Default)]
+pub(super) struct Work {
+    /// The request in flight.
+    pub(super) held: Option<Held>,
+    /// The requests that wait.
+    pub(super) queue: Queue<oneshot::Sender<Result<Reservation, Refused>>>,
+    /// Our close.
+    pub(super) closing: Option<Closing>,
+    /// Whether the channel is being written.
+    pub(super) pen_out: bool,
+    /// Who waits to write it.
+    pub(super) pens: VecDeque<oneshot::Sender<Pen>>,
+}
+
+/// A request in flight.
+pub(super) struct Held {
+    /// Names it.
+    pub(super) ticket: u64,
+    /// What it pays.
+    pub(super) bid: Bid,
+    /// When it is released if nobody does it before.
+    pub(super) expires: Instant,
+    /// Whether its charge is being made durable. From then on only the outcome ends it.
+    pub(super) committing: bool,
+}
+
+/// A close of ours.
+pub(super) enum Closing {
+    /// It waits for the request in flight.
+    Awaited {
+        /// Names it.
+        ticket: u64,
+        /// Takes the guard.
+        answer: oneshot::Sender<CloseGuard>,
+    },
+    /// It holds the channel.
+    Held {
+        /// Names it.
+        ticket: u64,
+    },
+}
+
+impl Slot {
+    /// A channel and nothing going on with it.
+    pub(super) fn new(terms: Terms, channel: &Channel) -> Self {
+        let mut slot = Self {
+            terms,
+            deposit: Amount::ZERO,
+            claimed: Amount::ZERO,
+            distributed: Amount::ZERO,
+            charged: Amount::ZERO,
+            signed: Amount::ZERO,
+            signature: Signature([0; 64]),
+            closing_since: 0,
+            read_at: UnixMillis(0),
+            unclaimed_since: UnixMillis(0),
+            last_used: UnixMillis(0),
+            status: ChannelStatus::Open,
+            has_voucher: false,
+            has_unclaimed: false,
+            closed: false,
+            known: false,
+            work: None,
+        };
+        slot.put(channel);
+        slot
+    }
+
+    /// The channel's state.
+    pub(super) fn channel(&self) -> Channel {
+        let work = self.work.as_deref();
+        Channel {
+            on_chain: OnChain {
+                status: self.status,
+                deposit: self.deposit,
+                claimed: self.claimed,
+                distributed: self.distributed,
+                closing_since: self.closing_since,
+                read_at: self.read_at,
+            },
+            known: self.known,
+            charged: self.charged,
+            voucher: self.has_voucher.then_some(Voucher { cumulative: self.signed, signature: self.signature }),
+            unclaimed_since: self.has_unclaimed.then_some(self.unclaimed_since),
+            last_used: self.last_used,
+            closed: self.closed,
+            reserved: work.and_then(|w| w.held.as_ref()).map(|held| held.bid),
+            leaving: work.is_some_and(|w| w.closing.is_some()),
+        }
+    }
+
+    /// Takes over the durable part of a state. What is in flight and closing is [`Work`]'s.
+    pub(super) fn put(&mut self, channel: &Channel) {
+        self.status = channel.on_chain.status;
+        self.deposit = channel.on_chain.deposit;
+        self.claimed = channel.on_chain.claimed;
+        self.distributed = channel.on_chain.distributed;
+        self.closing_since = channel.on_chain.closing_since;
+        self.read_at = channel.on_chain.read_at;
+        self.known = channel.known;
+        self.charged = channel.charged;
+        self.has_voucher = channel.voucher.is_some();
+        if let Some(voucher) = channel.voucher {
+            self.signed = voucher.cumulative;
+            self.signature = voucher.signature;
+        }
+        self.has_unclaimed = channel.unclaimed_since.is_some();
+        self.unclaimed_since = channel.unclaimed_since.unwrap_or_default();
+        self.last_used = channel.last_used;
+        self.closed = channel.closed;
+    }
+
+    /// The channel as others see it.
+    pub(super) fn record(&self) -> ChannelRecord {
+        ChannelRecord::of(self.terms.clone(), &self.channel())
+    }
+
+    /// What is going on, if anything.
+    pub(super) fn going_on(&mut self) -> Option<&mut Work> {
+        self.work.as_deref_mut()
+    }
+
+    /// What is going on, to add to it.
+    pub(super) fn work(&mut self) -> &mut Work {
+        self.work.get_or_insert_default()
+    }
+
+    fn tidy(&mut self) {
+        let over = self.work.as_ref().is_some_and(|w| {
+            w.held.is_none() && w.queue.is_empty() && w.closing.is_none() && !w.pen_out && w.pens.is_empty()
+        });
+        if over {
+            self.work = None;
+        }
+    }
+
+    fn exposure(&self) -> Amount {
+        if self.known { self.channel().exposure() } else { Amount::ZERO }
+    }
+
+    fn tally(&self) -> Tally {
+        let held = self.work.as_deref().and_then(|w| w.held.as_ref()).map(|held| (held.ticket, held.bid.amount));
+        Tally { known: self.known, exposure: self.exposure(), held }
+    }
+}
+
+/// What a channel adds to the totals.
+#[derive(PartialEq, Eq)]
+struct Tally {
+    known: bool,
+    exposure: Amount,
+    held: Option<(u64, Amount)>,
+}
+
+#[derive(Default)]
+struct Shard {
+    slots: HashTable<Box<Slot>>,
+    /// No channel's exposure is above this; the largest is exactly this unless `stale`.
+    largest: Amount,
+    stale: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    exposed: Amount,
+    reserved: Amount,
+    held: usize,
+    known: usize,
+}
+
+/// All channels.
+pub(super) struct Book {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: RandomState,
+    totals: Mutex<Totals>,
+    sellers: Mutex<Vec<Arc<Seller>>>,
+    limits: Limits,
+    /// Told when the exposure comes near a limit.
+    pub(super) pressed: Notify,
+}
+
+impl Book {
+    /// An empty book.
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            shards: std::iter::repeat_with(Mutex::default).take(SHARDS).collect(),
+            hasher: RandomState::new(),
+            totals: Mutex::default(),
+            sellers: Mutex::default(),
+            limits,
+            pressed: Notify::new(),
+        }
+    }
+
+    /// The one copy of a seller that all its channels share.
+    pub(super) fn seller(&self, seller: &Arc<Seller>) -> Arc<Seller> {
+        let mut sellers = self.sellers.lock();
+        if let Some(known) = sellers.iter().find(|known| Arc::ptr_eq(known, seller) || *known == seller) {
+            return Arc::clone(known);
+        }
+        sellers.push(Arc::clone(seller));
+        Arc::clone(seller)
+    }
+
+    /// Visits a channel under its shard's lock, and keeps the totals.
+    pub(super) fn with<T>(&self, id: &Key, visit: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        let hash = self.hasher.hash_one(id);
+        let mut shard = self.shard(hash).lock();
+        let mut entry = shard.slots.find_entry(hash, |slot| slot.terms.id == *id).ok()?;
+        let slot = entry.get_mut();
+        let before = slot.tally();
+        let answer = visit(slot);
+        slot.tidy();
+        let after = slot.tally();
+        if !slot.known && slot.work.is_none() {
+            drop(entry.remove());
+        }
+        self.account(&mut shard, &before, &after);
+        Some(answer)
+    }
+
+    /// Visits a channel, and enters it first where it is not there. It stays only if it is known or something goes on
+    /// with it afterwards.
+    pub(super) fn with_or_enter<T>(
+        &self,
+        id: &Key,
+        enter: impl FnOnce() -> Slot,
+        visit: impl FnOnce(&mut Slot) -> T,
+    ) -> T {
+        let hash = self.hasher.hash_one(id);
+        let mut shard = self.shard(hash).lock();
+        let mut entry = shard
+            .slots
+            .entry(hash, |slot| slot.terms.id == *id, |slot| self.hasher.hash_one(slot.terms.id))
+            .or_insert_with(|| Box::new(enter()));
+        let slot = entry.get_mut();
+        let before = Tally { known: false, exposure: Amount::ZERO, held: None };
+        let before = if slot.known || slot.work.is_some() { slot.tally() } else { before };
+        let answer = visit(slot);
+        slot.tidy();
+        let after = slot.tally();
+        if !slot.known && slot.work.is_none() {
+            drop(entry.remove());
+        }
+        self.account(&mut shard, &before, &after);
+        answer
+    }
+
+    /// Holds an amount's room under the limits, on a channel that has so much exposure; the totals give it back when the
+    /// request in flight has ended.
+    pub(super) fn room(&self, amount: Amount, exposure: Amount) -> bool {
+        let fits = |max: Option<Amount>, sum: Option<Amount>| max.is_none_or(|max| sum.is_some_and(|sum| sum <= max));
+        let mut totals = self.totals.lock();
+        let total = totals.exposed.checked_add(totals.reserved).and_then(|sum| sum.checked_add(amount));
+        let fits = fits(self.limits.exposure_max, total)
+            && fits(self.limits.channel_exposure_max, exposure.checked_add(amount))
+            && total.is_some();
+        if fits {
+            totals.reserved = totals.reserved.saturating_add(amount);
+            totals.held += 1;
+        }
+        drop(totals);
+        if !fits {
+            self.pressed.notify_one();
+        }
+        fits
+    }
+
+    /// What is at risk.
+    pub(super) fn exposure(&self) -> Exposure {
+        let mut largest = Amount::ZERO;
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            if shard.stale {
+                shard.largest = shard.slots.iter().map(|slot| slot.exposure()).max().unwrap_or_default();
+                shard.stale = false;
+            }
+            largest = largest.max(shard.largest);
+        }
+        Exposure { total: self.totals.lock().exposed, largest }
+    }
+
+    /// How many channels are known, and how many requests are in flight.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let totals = self.totals.lock();
+        (totals.known, totals.held)
+    }
+
+    /// Visits every known channel's record, with no lock held.
+    pub(super) fn for_each(&self, visit: &mut dyn FnMut(&ChannelRecord)) {
+        let mut records = Vec::new();
+        for shard in &self.shards {
+            records.extend(shard.lock().slots.iter().filter(|slot| slot.known).map(|slot| slot.record()));
+            records.iter().for_each(&mut *visit);
+            records.clear();
+        }
+    }
+
+    /// How many parts [`Self::for_each_busy`] can visit.
+    pub(super) const fn parts(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Visits what is going on in one part of the book. Does not keep the totals: nothing in flight may be ended here.
+    pub(super) fn for_each_busy(&self, part: usize, mut visit: impl FnMut(&Terms, &mut Work)) {
+        let Some(shard) = self.shards.get(part) else { return };
+        for slot in &mut shard.lock().slots {
+            let slot = &mut **slot;
+            if let Some(work) = slot.work.as_deref_mut() {
+                visit(&slot.terms, work);
+            }
+        }
+    }
+
+    fn shard(&self, hash: u64) -> &Mutex<Shard> {
+        // Not the bits that the table itself uses first: its low ones, and the top seven.
+        let part = usize::try_from(hash >> 40).unwrap_or(0) % SHARDS;
+        &self.shards[part]
+    }
+
+    fn account(&self, shard: &mut Shard, before: &Tally, after: &Tally) {
+        if after.exposure > before.exposure {
+            shard.largest = shard.largest.max(after.exposure);
+        } else if after.exposure < before.exposure && before.exposure == shard.largest {
+            shard.stale = true;
+        }
+        let ended = before.held.filter(|(ticket, _)| after.held.is_none_or(|(now, _)| now != *ticket));
+        if ended.is_none() && before.exposure == after.exposure && before.known == after.known {
+            return;
+        }
+        let mut totals = self.totals.lock();
+        if let Some((_, amount)) = ended {
+            totals.reserved = totals.reserved.saturating_sub(amount);
+            totals.held = totals.held.saturating_sub(1);
+        }
+        let was = totals.exposed;
+        totals.exposed = was.saturating_sub(before.exposure).saturating_add(after.exposure);
+        totals.known = totals.known.saturating_sub(usize::from(before.known)).saturating_add(usize::from(after.known));
+        let is = totals.exposed;
+        drop(totals);
+        if crossed(self.limits.exposure_max, was, is)
+            || crossed(self.limits.channel_exposure_max, before.exposure, after.exposure)
+        {
+            self.pressed.notify_one();
+        }
+    }
+}
+
+/// Whether an exposure has come near its limit and was not near it before.
+fn crossed(max: Option<Amount>, was: Amount, is: Amount) -> bool {
+    let near = |amount: Amount, max: Amount| {
+        amount.get().saturating_mul(PRESSED.1) >= max.get().saturating_mul(PRESSED.0) && !amount.is_zero()
+    };
+    max.is_some_and(|max| near(is, max) && !near(was, max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_channel_is_one_small_box() {
+        assert_eq!(size_of::<Slot>(), 320);
+    }
+
+    #[test]
+    fn near_is_four_fifths_and_told_once() {
+        let amount = Amount::new;
+        assert!(crossed(Some(amount(100)), amount(79), amount(80)));
+        assert!(!crossed(Some(amount(100)), amount(80), amount(99)));
+        assert!(!crossed(Some(amount(100)), amount(99), amount(80)));
+        assert!(!crossed(None, amount(0), amount(u128::MAX)));
+        assert!(crossed(Some(amount(u128::MAX)), amount(0), amount(u128::MAX)));
+    }
+}

@@ -1,0 +1,363 @@
+//! Durable changes: planned under the lock, written without it, applied when they are durable.
+//!
+//! Memory shows a change when the store holds it, not before, so what a client is told survives a crash (L5). Three
+//! things make that hold:
+//!
+//! - **One pen for each channel.** A write replaces the channel's whole record, so two at once could undo one another.
+//!   Whoever changes a channel durably holds its [`Pen`] from planning to applying; others wait.
+//! - **A change is carried through.** Once its write is given to the store it may become durable whatever we do, so a
+//!   caller that goes away leaves the rest to a task of its own ([`Carried`]).
+//! - **What cannot be carried through stops the ledger**: a store that fails, or a runtime that shuts down between
+//!   write and outcome. Restart reads what became of it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::book::{Closing, Slot};
+use super::channel::{Channel, Denied, OnChain, Terms};
+use super::store::{ChannelRecord, StoreError, Write};
+use super::turns::{Answer, Core, hand_out};
+use crate::amount::Amount;
+use crate::scheme::svm::program::ChannelStatus;
+use crate::x402::Key;
+
+/// A durable change of a channel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Plan {
+    /// Charges the request in flight.
+    Commit { ticket: u64, on_chain: Option<OnChain> },
+    /// Takes up what the chain says.
+    Observe(OnChain),
+    /// Closes it for good.
+    Finish { ticket: u64, on_chain: OnChain },
+    /// Forgets it.
+    Forget,
+}
+
+/// What a plan came to.
+#[allow(clippy::large_enum_variant, reason = "lives on the stack, for one call")]
+enum Planned {
+    /// There is nothing to write.
+    Nothing,
+    /// The channel's next state, and what to write.
+    Change(Channel, Write),
+    /// Another change is under way.
+    Wait(oneshot::Receiver<Pen>),
+}
+
+impl Core {
+    /// Changes a channel durably; `None` where there was nothing to change. Once the write is given to the store the
+    /// change is made even if the caller goes away; before that, nothing has happened.
+    pub(super) async fn change(
+        self: &Arc<Self>,
+        id: Key,
+        plan: Plan,
+        begun: impl FnOnce(),
+    ) -> Result<Option<ChannelRecord>, StoreError> {
+        let mut pen = None;
+        let (pen, next, write) = loop {
+            self.writable()?;
+            let has_pen = pen.is_some();
+            let mut broken = None;
+            let planned = self.book.with(&id, |slot| self.plan(slot, &plan, has_pen, &mut broken));
+            if let Some(what) = broken {
+                self.stop(what);
+            }
+            match planned.unwrap_or_else(|| absent(&plan))? {
+                Planned::Nothing => return Ok(None),
+                // A change that ends without handing its pen on leaves the channel unwritten: then it is our turn.
+                Planned::Wait(turn) => pen = turn.await.ok(),
+                Planned::Change(next, write) => {
+                    break (pen.unwrap_or_else(|| Pen { core: Arc::clone(self), id, writing: false }), next, write);
+                }
+            }
+        };
+        begun();
+        carry(self.carry_out(pen, plan, next, write)).await.map(Some)
+    }
+
+    /// Writes and applies.
+    fn carry_out(
+        self: &Arc<Self>,
+        mut pen: Pen,
+        plan: Plan,
+        next: Channel,
+        write: Write,
+    ) -> impl Future<Output = Result<ChannelRecord, StoreError>> + Send + use<> {
+        pen.writing = true;
+        let core = Arc::clone(self);
+        async move {
+            let written = core.store.write(vec![write]).await;
+            if let Err(error) = &written {
+                core.stop(&error.0);
+            }
+            let mut answers = Vec::new();
+            let applied = core.book.with(&pen.id, |slot| match written {
+                Ok(()) => Ok(core.apply(slot, &plan, &next, &mut answers)),
+                Err(error) => {
+                    core.undo(slot, &plan, &mut answers);
+                    Err(error)
+                }
+            });
+            pen.writing = false;
+            drop(pen);
+            hand_out(answers);
+            // A channel cannot vanish while its pen is out.
+            applied.unwrap_or_else(|| {
+                Err(StoreError("the channel is gone; this is a fault of ours, report it".to_owned()))
+            })
+        }
+    }
+
+    /// Says what a plan comes to now, and takes the pen for it.
+    fn plan(
+        &self,
+        slot: &mut Slot,
+        plan: &Plan,
+        has_pen: bool,
+        broken: &mut Option<&'static str>,
+    ) -> Result<Planned, StoreError> {
+        let work = slot.work();
+        if work.pen_out && !has_pen {
+            let (answer, turn) = oneshot::channel();
+            work.pens.push_back(answer);
+            return Ok(Planned::Wait(turn));
+        }
+        let channel = slot.channel();
+        let next = match self.next(slot, &channel, plan) {
+            Ok(Some(next)) => next,
+            Ok(None) => return Ok(Planned::Nothing),
+            Err(why) => {
+                if let Denied::Broken(what) = why {
+                    *broken = Some(what);
+                }
+                return ignored(slot, plan, why);
+            }
+        };
+        let work = slot.work();
+        work.pen_out = true;
+        if let (Plan::Commit { .. }, Some(held)) = (plan, &mut work.held) {
+            held.committing = true;
+        }
+        if next.known {
+            let record = ChannelRecord::of(slot.terms.clone(), &next);
+            return Ok(Planned::Change(next, Write::Channel(Box::new(record))));
+        }
+        // No request may come in while it is being forgotten.
+        slot.put(&Channel { closed: true, ..channel });
+        Ok(Planned::Change(next, Write::ForgetChannel(slot.terms.id)))
+    }
+
+    /// The state after a plan; `None` where nothing durable changes.
+    fn next(&self, slot: &mut Slot, channel: &Channel, plan: &Plan) -> Result<Option<Channel>, Denied> {
+        match *plan {
+            Plan::Commit { ticket, on_chain } => {
+                let ours =
+                    slot.going_on().and_then(|work| work.held.as_ref()).is_some_and(|held| held.ticket == ticket);
+                if !ours {
+                    return Err(Denied::NotReserved);
+                }
+                channel.commit(on_chain, self.clock.now()).map(Some)
+            }
+            Plan::Observe(_) if !channel.known => Ok(None),
+            Plan::Observe(on_chain) => {
+                let next = channel.observe(on_chain)?;
+                let durable =
+                    |c: &Channel| Channel { on_chain: OnChain { read_at: next.on_chain.read_at, ..c.on_chain }, ..*c };
+                if durable(channel) == next {
+                    slot.put(&next);
+                    return Ok(None);
+                }
+                Ok(Some(next))
+            }
+            Plan::Finish { ticket, on_chain } => {
+                let ours = matches!(slot.going_on().and_then(|work| work.closing.as_ref()), Some(Closing::Held { ticket: t }) if *t == ticket);
+                if !ours {
+                    return Err(Denied::Closing);
+                }
+                channel.finish_close(on_chain).map(Some)
+            }
+            Plan::Forget => Ok(forgotten(slot, channel)),
+        }
+    }
+
+    /// Applies a change that is durable.
+    fn apply(
+        self: &Arc<Self>,
+        slot: &mut Slot,
+        plan: &Plan,
+        next: &Channel,
+        answers: &mut Vec<Answer>,
+    ) -> ChannelRecord {
+        report(slot, next);
+        slot.put(next);
+        self.ended(slot, plan);
+        let record = slot.record();
+        self.advance(slot, matches!(plan, Plan::Commit { .. }), answers);
+        record
+    }
+
+    /// Ends a change that did not become durable.
+    fn undo(self: &Arc<Self>, slot: &mut Slot, plan: &Plan, answers: &mut Vec<Answer>) {
+        self.ended(slot, plan);
+        self.advance(slot, matches!(plan, Plan::Commit { .. }), answers);
+    }
+
+    fn ended(&self, slot: &mut Slot, plan: &Plan) {
+        let Some(work) = slot.going_on() else { return };
+        match plan {
+            Plan::Commit { .. } => work.held = None,
+            Plan::Finish { .. } => work.closing = None,
+            Plan::Observe(_) | Plan::Forget => {}
+        }
+    }
+
+    /// Takes up a channel that the chain has, in memory only: a restart can read it from the chain again.
+    pub(super) fn adopt(self: &Arc<Self>, terms: Terms, on_chain: OnChain) {
+        let id = terms.id;
+        let fresh = match Channel::adopted(on_chain) {
+            Ok(fresh) => fresh,
+            Err(why) => return tracing::warn!(channel = %id, %why, "a channel was not taken up from the chain"),
+        };
+        let seller = self.book.seller(&terms.seller);
+        let mut answers = Vec::new();
+        let enter = || Slot::new(terms, &Channel::proposed(on_chain.read_at));
+        self.book.with_or_enter(&id, enter, |slot| {
+            let channel = slot.channel();
+            if slot.going_on().is_some_and(|work| work.pen_out) {
+                return;
+            }
+            let next = if channel.known {
+                channel.observe(on_chain).unwrap_or(channel)
+            } else {
+                Channel { reserved: channel.reserved, leaving: channel.leaving, ..fresh }
+            };
+            if next.reserved.is_none() {
+                slot.terms.seller = seller;
+            }
+            report(slot, &next);
+            slot.put(&next);
+            self.advance(slot, false, &mut answers);
+        });
+        hand_out(answers);
+    }
+}
+
+/// What a plan comes to for a channel that is not here.
+fn absent(plan: &Plan) -> Result<Planned, StoreError> {
+    match plan {
+        Plan::Commit { .. } | Plan::Finish { .. } => Err(lapsed()),
+        Plan::Observe(_) | Plan::Forget => Ok(Planned::Nothing),
+    }
+}
+
+/// What a plan comes to that the channel's state refuses.
+fn ignored(slot: &Slot, plan: &Plan, why: Denied) -> Result<Planned, StoreError> {
+    match (plan, why) {
+        (Plan::Observe(_), Denied::Implausible) => {
+            tracing::warn!(channel = %slot.terms.id, %why, "a reading of the chain was ignored; check the endpoints");
+            Ok(Planned::Nothing)
+        }
+        (Plan::Commit { .. }, Denied::NotReserved) => Err(lapsed()),
+        (Plan::Commit { .. }, why) => Err(StoreError(format!("nothing was charged, because {why}"))),
+        (Plan::Observe(_) | Plan::Finish { .. } | Plan::Forget, why) => Err(StoreError(why.to_string())),
+    }
+}
+
+fn lapsed() -> StoreError {
+    StoreError("the reservation has lapsed and nothing was charged; do not deliver the answer".to_owned())
+}
+
+/// The state of a channel that the chain no longer has: unknown, where it owes nothing; else closed for good.
+fn forgotten(slot: &mut Slot, channel: &Channel) -> Option<Channel> {
+    let busy =
+        slot.going_on().is_some_and(|work| work.held.is_some() || work.closing.is_some() || !work.queue.is_empty());
+    if !channel.known || busy {
+        return None;
+    }
+    if channel.charged <= channel.on_chain.claimed {
+        return Some(Channel { known: false, closed: true, ..*channel });
+    }
+    let on_chain = OnChain { status: ChannelStatus::Distributed, ..channel.on_chain };
+    let next = Channel { on_chain, closed: true, ..*channel };
+    (next != *channel).then_some(next)
+}
+
+/// Tells the operator what should not happen: money lost, or a record that was behind the chain.
+fn report(slot: &Slot, next: &Channel) {
+    let before = slot.channel();
+    let channel = &slot.terms.id;
+    if next.lost() > before.lost() {
+        let (charged, claimed, lost) = (next.charged, next.on_chain.claimed, next.lost());
+        tracing::error!(%channel, %charged, %claimed, %lost, "a channel ended before all that was charged was claimed");
+    }
+    let raised =
+        next.charged == next.on_chain.claimed && next.charged > before.charged && next.voucher == before.voucher;
+    if raised && before.charged > Amount::ZERO {
+        let (charged, claimed) = (before.charged, next.on_chain.claimed);
+        tracing::warn!(%channel, %charged, %claimed, "the chain has claimed more than was charged; taken up as charged");
+    }
+}
+
+/// The right to write a channel. Dropped, it goes to whoever waits next.
+pub(super) struct Pen {
+    core: Arc<Core>,
+    id: Key,
+    writing: bool,
+}
+
+impl Drop for Pen {
+    fn drop(&mut self) {
+        if self.writing {
+            self.core.stop("a change was given up between its write and the outcome; restart reads what became of it");
+        }
+        let mut answers = Vec::new();
+        self.core.book.with(&self.id, |slot| {
+            let Some(work) = slot.going_on() else { return };
+            match work.pens.pop_front() {
+                Some(next) => {
+                    let pen = Self { core: Arc::clone(&self.core), id: self.id, writing: false };
+                    answers.push(Answer::Pen(next, pen));
+                }
+                None => work.pen_out = false,
+            }
+        });
+        hand_out(answers);
+    }
+}
+
+/// Runs `job` to its end, even if the future returned here is dropped once it was polled.
+pub(super) fn carry<T: Send + 'static>(job: impl Future<Output = T> + Send + 'static) -> Carried<T> {
+    Carried { job: Some(Box::pin(job)), home: Handle::try_current().ok() }
+}
+
+/// A change under way.
+pub(super) struct Carried<T: Send + 'static> {
+    job: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    home: Option<Handle>,
+}
+
+impl<T: Send + 'static> Future for Carried<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let Some(job) = &mut self.job else { return Poll::Pending };
+        let outcome = job.as_mut().poll(cx);
+        if outcome.is_ready() {
+            self.job = None;
+        }
+        outcome
+    }
+}
+
+impl<T: Send + 'static> Drop for Carried<T> {
+    fn drop(&mut self) {
+        if let (Some(job), Some(home)) = (self.job.take(), &self.home) {
+            drop(home.spawn(job));
+        }
+    }
+}

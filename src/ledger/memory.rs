@@ -1,0 +1,186 @@
+//! A store in memory, for tests and simulation: it can be told to fail, to be slow, and to crash.
+//!
+//! It forgets everything with the process. Its writes are durable in the sense of the port: a crash ([`MemoryStore::crash`])
+//! keeps what was durable and forgets the rest, as a disk would.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::store::{BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write};
+use crate::x402::Key;
+
+/// What goes wrong at a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It and all later ones fail.
+    Fail,
+    /// The process dies before it is durable: it is lost, and neither it nor a later one is ever answered.
+    CrashBefore,
+    /// The process dies after it is durable: it is kept, and neither it nor a later one is ever answered.
+    CrashAfter,
+}
+
+/// A store in memory.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    state: Mutex<State>,
+    writes: AtomicU64,
+}
+
+/// Takes a write's outcome, when it has one.
+type Answer = oneshot::Sender<Result<(), StoreError>>;
+
+#[derive(Debug, Default)]
+struct State {
+    durable: Durable,
+    held: bool,
+    waiting: VecDeque<(Vec<Write>, Answer)>,
+    fault: Option<(u64, Fault)>,
+    failing: bool,
+    crashed: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Durable {
+    channels: HashMap<Key, ChannelRecord>,
+    batches: BTreeMap<u64, BatchRecord>,
+    metered: HashMap<Key, MeteredRecord>,
+}
+
+impl Durable {
+    fn apply(&mut self, writes: Vec<Write>) {
+        for write in writes {
+            match write {
+                Write::Channel(channel) => drop(self.channels.insert(channel.terms.id, *channel)),
+                Write::ForgetChannel(id) => drop(self.channels.remove(&id)),
+                Write::Batch(batch) => drop(self.batches.insert(batch.id, *batch)),
+                Write::Metered(metered) => drop(self.metered.insert(metered.terms.id, *metered)),
+                Write::ForgetMetered(id) => drop(self.metered.remove(&id)),
+            }
+        }
+    }
+}
+
+impl MemoryStore {
+    /// An empty store that works.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes something go wrong at the `nth` write from now on, counted from 1.
+    pub fn fault_at(&self, nth: u64, fault: Fault) {
+        self.state.lock().fault = Some((self.writes().saturating_add(nth), fault));
+    }
+
+    /// Keeps writes waiting until [`Self::flush`].
+    pub fn hold(&self) {
+        self.state.lock().held = true;
+    }
+
+    /// Makes what waits durable, in order, and answers it; later writes do not wait any more.
+    pub fn flush(&self) {
+        let mut state = self.state.lock();
+        state.held = false;
+        let waiting = std::mem::take(&mut state.waiting);
+        for (writes, answer) in waiting {
+            state.durable.apply(writes);
+            drop(answer.send(Ok(())));
+        }
+    }
+
+    /// Ends this store's life, as a crash of the process would, and gives the one that a restart finds: with all that was
+    /// durable and nothing else. Writes that wait are never answered.
+    #[must_use]
+    pub fn crash(&self) -> Self {
+        let mut state = self.state.lock();
+        state.crashed = true;
+        let durable = state.durable.clone();
+        Self { state: Mutex::new(State { durable, ..State::default() }), writes: AtomicU64::new(0) }
+    }
+
+    /// How many writes were asked for.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    /// How many writes wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
+    /// A channel as it would be found after a crash now.
+    #[must_use]
+    pub fn durable_channel(&self, id: &Key) -> Option<ChannelRecord> {
+        self.state.lock().durable.channels.get(id).cloned()
+    }
+
+    /// Takes a write up: `Ok(None)` is durable, a receiver waits, `Err(None)` is never answered.
+    #[allow(clippy::type_complexity, reason = "said in the line above, used once below")]
+    fn take(
+        &self,
+        writes: Vec<Write>,
+    ) -> Result<Option<oneshot::Receiver<Result<(), StoreError>>>, Option<StoreError>> {
+        let mut state = self.state.lock();
+        if state.crashed {
+            return Err(None);
+        }
+        let nth = self.writes.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        match state.fault.filter(|(at, _)| *at == nth) {
+            Some((_, Fault::Fail)) => state.failing = true,
+            Some((_, fault)) => {
+                state.crashed = true;
+                if fault == Fault::CrashAfter {
+                    state.durable.apply(writes);
+                }
+                return Err(None);
+            }
+            None => {}
+        }
+        if state.failing {
+            return Err(Some(StoreError("the store was told to fail".to_owned())));
+        }
+        if state.held {
+            let (answer, receiver) = oneshot::channel();
+            state.waiting.push_back((writes, answer));
+            return Ok(Some(receiver));
+        }
+        state.durable.apply(writes);
+        Ok(None)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn load(&self) -> Result<Snapshot, StoreError> {
+        let durable = self.state.lock().durable.clone();
+        Ok(Snapshot {
+            last_batch: durable.batches.keys().next_back().copied().unwrap_or(0),
+            channels: durable.channels.into_values().collect(),
+            batches: durable.batches.into_values().filter(|batch| batch.state == BatchState::Signed).collect(),
+            metered: durable.metered.into_values().collect(),
+        })
+    }
+
+    async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        match self.take(writes) {
+            Ok(None) => Ok(()),
+            Ok(Some(receiver)) => match receiver.await {
+                Ok(outcome) => outcome,
+                Err(_) => std::future::pending().await,
+            },
+            Err(Some(error)) => Err(error),
+            Err(None) => std::future::pending().await,
+        }
+    }
+
+    async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
+        Ok(self.state.lock().durable.batches.values().rev().take(limit).cloned().collect())
+    }
+}

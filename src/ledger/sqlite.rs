@@ -1,0 +1,296 @@
+//! The embedded store: one SQLite file, one writer thread, one disk flush for all who write at once.
+//!
+//! Owns the file, its lock and its thread; the tables are `sqlite/tables.rs`. The file is in write-ahead mode with
+//! `synchronous=FULL`, so a write that was answered is on the disk. All writes that have come in while the disk was busy
+//! go into one transaction and are answered together, so writers do not pay for a flush each; nothing is delayed to wait
+//! for company (measured in `docs/decisions/0003`).
+//!
+//! Refuses: a file that another process has open, one that a newer Turnpike has written, one that is not a ledger, and,
+//! from the first failed write on, every other write: what is on the disk then is for a restart to find out.
+
+mod tables;
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use super::channel::Seller;
+use super::store::{BatchRecord, ChannelRecord, Snapshot, Store, StoreError, TakeChannel, Write};
+
+/// Channels that a load hands over at a time.
+const LOAD_CHANNELS: usize = 1024;
+/// Such handfuls that wait to be taken.
+const LOAD_WAITING_MAX: usize = 4;
+
+/// How the store works.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many writes may wait for the disk; more wait to be let in.
+    pub writes_waiting_max: usize,
+    /// How many writes one transaction takes at most.
+    pub writes_per_flush_max: usize,
+    /// Pages of the write-ahead log after which it is folded into the file.
+    pub checkpoint_pages: u32,
+    /// Whether the whole file is checked when it is opened; takes seconds for each million of channels.
+    pub check: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { writes_waiting_max: 4096, writes_per_flush_max: 1024, checkpoint_pages: 4000, check: false }
+    }
+}
+
+/// A ledger's file. Closed when dropped.
+#[derive(Debug)]
+pub struct SqliteStore {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    path: PathBuf,
+}
+
+/// One call's writes, and who waits for them.
+type Call = (Vec<Write>, oneshot::Sender<Result<(), StoreError>>);
+
+enum Job {
+    Write(Call),
+    Load(mpsc::Sender<Vec<ChannelRecord>>, oneshot::Sender<Result<Snapshot, StoreError>>),
+    Batches(usize, oneshot::Sender<Result<Vec<BatchRecord>, StoreError>>),
+}
+
+impl SqliteStore {
+    /// Opens the file, and makes it where it is not there. Blocks for as long as a migration takes.
+    ///
+    /// # Errors
+    /// [`StoreError`] with the file and what to do.
+    pub fn open(path: &Path, settings: Settings) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        create(path)?;
+        let connection = connect(path, &settings).map_err(|why| at(path, &why))?;
+        let (jobs, queue) = mpsc::channel(settings.writes_waiting_max.max(1));
+        let writer = Writer { connection, sellers: Sellers::default(), settings, path: path.to_owned(), failed: None };
+        let thread = std::thread::Builder::new()
+            .name("ledger-writer".to_owned())
+            .spawn(move || {
+                writer.run(queue);
+                // Held for as long as the file is open.
+                drop(lock);
+            })
+            .map_err(|error| StoreError(format!("no thread for the ledger's writer: {error}")))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), path: path.to_owned() })
+    }
+
+    async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
+        let gone = || StoreError(format!("the writer of {} has ended; restart", self.path.display()));
+        self.jobs.as_ref().ok_or_else(gone)?.send(job).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        // Without a sender the writer finishes what waits, folds its log and ends.
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(file = %self.path.display(), "the ledger's writer panicked");
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn load(&self) -> Result<Snapshot, StoreError> {
+        let mut channels = Vec::new();
+        let mut take = |channel| {
+            channels.push(channel);
+            Ok(())
+        };
+        let snapshot = self.load_each(&mut take).await?;
+        Ok(Snapshot { channels, ..snapshot })
+    }
+
+    async fn load_each(&self, take: &mut TakeChannel<'_>) -> Result<Snapshot, StoreError> {
+        let (handfuls, mut received) = mpsc::channel(LOAD_WAITING_MAX);
+        let (answer, outcome) = oneshot::channel();
+        let asked = self.ask(Job::Load(handfuls, answer), outcome);
+        let taken = async {
+            while let Some(handful) = received.recv().await {
+                handful.into_iter().try_for_each(&mut *take)?;
+            }
+            Ok(())
+        };
+        // If taking ends early, dropping the receiver ends the load.
+        let (snapshot, ()) = tokio::try_join!(asked, taken)?;
+        Ok(snapshot)
+    }
+
+    async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        let (answer, outcome) = oneshot::channel();
+        self.ask(Job::Write((writes, answer)), outcome).await
+    }
+
+    async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
+        let (answer, outcome) = oneshot::channel();
+        self.ask(Job::Batches(limit, answer), outcome).await
+    }
+}
+
+/// The sellers that the file knows, by their row.
+#[derive(Default)]
+struct Sellers {
+    by_row: HashMap<i64, Arc<Seller>>,
+}
+
+/// The thread that has the file.
+struct Writer {
+    connection: Connection,
+    sellers: Sellers,
+    settings: Settings,
+    path: PathBuf,
+    failed: Option<StoreError>,
+}
+
+impl Writer {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut writes = Vec::new();
+        let mut others = Vec::new();
+        while let Some(first) = queue.blocking_recv() {
+            let mut job = Some(first);
+            while let Some(next) = job {
+                match next {
+                    Job::Write(call) => writes.push(call),
+                    other => others.push(other),
+                }
+                let full = writes.len() >= self.settings.writes_per_flush_max || !others.is_empty();
+                job = if full { None } else { queue.try_recv().ok() };
+            }
+            self.flush(&mut writes);
+            others.drain(..).for_each(|job| self.read(job));
+        }
+        if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::warn!(%error, file = %self.path.display(), "the ledger's log was not folded into its file");
+        }
+    }
+
+    /// One transaction for all writes that wait, then all their answers.
+    fn flush(&mut self, writes: &mut Vec<Call>) {
+        if writes.is_empty() {
+            return;
+        }
+        if self.failed.is_none()
+            && let Err(error) = self.transact(writes)
+        {
+            let why = at(&self.path, &format!("{error}. Check the disk and its space, then restart"));
+            tracing::error!(error = %why, "the ledger's store failed");
+            self.failed = Some(why);
+        }
+        for (_, answer) in writes.drain(..) {
+            drop(answer.send(self.failed.clone().map_or(Ok(()), Err)));
+        }
+    }
+
+    fn transact(&mut self, writes: &[Call]) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for write in writes.iter().flat_map(|(writes, _)| writes) {
+            tables::write(&transaction, &mut self.sellers, write)?;
+        }
+        transaction.commit()
+    }
+
+    fn read(&mut self, job: Job) {
+        match job {
+            // Writes never come here.
+            Job::Write((_, answer)) => drop(answer.send(Err(StoreError("a write went astray".to_owned())))),
+            Job::Load(handfuls, answer) => {
+                let loaded = tables::load(&self.connection, &mut self.sellers, LOAD_CHANNELS, |channels| {
+                    handfuls.blocking_send(channels).is_ok()
+                });
+                drop(handfuls);
+                drop(answer.send(loaded.map_err(|why| at(&self.path, &why))));
+            }
+            Job::Batches(limit, answer) => {
+                let read = tables::batches(&self.connection, limit).map_err(|why| at(&self.path, &why));
+                drop(answer.send(read));
+            }
+        }
+    }
+}
+
+fn at(path: &Path, why: &impl std::fmt::Display) -> StoreError {
+    StoreError(format!("{}: {why}", path.display()))
+}
+
+/// Takes the lock that keeps a second process out. It goes with the process, however that ends.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let file = private().truncate(false).open(&name).map_err(|why| at(&name, &why))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(at(path, &"in use by another process. Stop that one, or give this one a file of its own"))
+        }
+        Err(TryLockError::Error(why)) => Err(at(&name, &why)),
+    }
+}
+
+/// Makes the file where it is not there, readable by its owner only; SQLite gives its log the same mode.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let fresh = !path.exists();
+    private().open(path).and_then(|file| file.sync_all()).map_err(|why| at(path, &why))?;
+    if fresh && let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|why| at(folder, &why))?;
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|why| at(path, &why))?;
+    }
+    Ok(())
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    options
+}
+
+fn connect(path: &Path, settings: &Settings) -> Result<Connection, String> {
+    let text = |error: rusqlite::Error| error.to_string();
+    let mut connection = Connection::open(path).map_err(text)?;
+    // Before anything is written: what this file is.
+    tables::recognize(&connection)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(text)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    let mode: String = connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)).map_err(text)?;
+    if mode != "wal" {
+        return Err(format!("the file system does not allow write-ahead mode (got {mode}); use a local disk"));
+    }
+    connection
+        .execute_batch("PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA cache_size=-16384")
+        .map_err(text)?;
+    connection.pragma_update(None, "wal_autocheckpoint", settings.checkpoint_pages).map_err(text)?;
+    if settings.check {
+        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(text)?;
+        if verdict != "ok" {
+            return Err(format!("the file is damaged ({verdict}); restore a backup"));
+        }
+    }
+    tables::migrate(&mut connection, tables::STEPS)?;
+    Ok(connection)
+}
