@@ -109,11 +109,14 @@ impl Settlement {
 
     async fn forget(&self, id: &Key) -> Result<(), StoreError> {
         self.ledger.forget(id).await?;
-        let kept = self.ledger.channel(id).is_some();
+        // One that owes is kept for good. One that is in use is left alone, and forgotten with a later reading.
+        let owes = self.ledger.channel(id).is_some_and(|record| !unclaimed(&record).is_zero());
         let mut state = self.state.lock();
         state.troubles.clear(id);
-        if kept {
+        if owes {
             state.gone.insert(*id);
+        } else {
+            state.gone.remove(id);
         }
         Ok(())
     }
