@@ -1,5 +1,7 @@
 //! The threshold signer, its share files, and `turnpike keygen`.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 #[path = "support/signer_requests.rs"]
 mod signer_requests;
 

@@ -1,5 +1,7 @@
 //! What a threshold key may be used for: every accepted request, and tampered ones with the rule that refuses each.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 #[path = "support/signer_requests.rs"]
 mod signer_requests;
 
@@ -69,6 +71,8 @@ fn every_shape_that_a_healthy_proxy_makes_is_accepted() {
         ("close with voucher", c.close_with_voucher(5_000, 0)),
         ("close of a metered channel", c.close_with_voucher(5_000, 1_800_000_000)),
         ("close without voucher", c.close_without_voucher()),
+        ("seal with voucher, pay later", c.without_last(c.close_with_voucher(5_000, 0))),
+        ("seal without voucher, pay later", c.without_last(c.close_without_voucher())),
         ("seal and distribute", c.seal()),
         ("distribute a closed channel", c.distribute_closed()),
         ("reclaim", c.reclaim()),
@@ -217,7 +221,16 @@ const SPONSORED: &[Mutation] = &[
         let assertion = Instruction { program: LIGHTHOUSE_PROGRAM, accounts: vec![], data: vec![6] };
         d.instructions.extend(std::iter::repeat_n(assertion, 4));
     }),
-    ("three memos", "instruction", Cast::open, |_, d| d.instructions.push(program::memo("x"))),
+    ("five memos", "instruction", Cast::open, |_, d| {
+        d.instructions.extend(std::iter::repeat_n(program::memo("x"), 3));
+    }),
+    ("a price without limit that costs more than any limit", "compute_budget", Cast::open, |_, d| {
+        d.instructions[1] = program::compute_unit_price(5_000_000);
+        d.instructions.remove(0);
+    }),
+    ("a compute budget instruction that names the key", "group_key", Cast::open, |c, d| {
+        d.instructions[0].accounts.push(AccountMeta::readonly(c.group));
+    }),
     ("a third signer", "signers", Cast::open, |_, d| {
         d.instructions[3].accounts.push(AccountMeta::readonly(key(0x66)).signer());
     }),
@@ -546,7 +559,7 @@ const OWN: &[Mutation] = &[
     ),
     ("closes above the bound", "amount", |c| c.close_with_voucher(CLAIM_MAX + 1, 0), |_, _| {}),
     ("a voucher that expired before time began", "voucher", |c| c.close_with_voucher(5_000, -1), |_, _| {}),
-    ("seals and does not pay", "instruction", Cast::close_without_voucher, |_, d| drop(d.instructions.pop())),
+    ("seals after the grace period and does not pay", "instruction", Cast::seal, |_, d| drop(d.instructions.pop())),
     ("pays another at the close", "pay_to", Cast::close_without_voucher, |c, d| {
         let last = d.instructions.last_mut().unwrap();
         *last = program::distribute(&c.accounts(SALT), &TREASURY_PLACEHOLDER, &all_to(key(0x66)));
@@ -606,20 +619,24 @@ fn a_signature_over_another_message_is_none() {
     assert_eq!(verdict(&SigningRequest::Sponsor { setup, transaction }), "payer_signature");
 }
 
+/// The transaction with one more account, readable only, which no instruction names.
+fn with_account(transaction: &Transaction, account: Key) -> Transaction {
+    // The account table begins after one signature slot of 65 bytes, a header of 3 and a count of one byte.
+    let mut bytes = transaction.encode();
+    let end = 69 + 32 * usize::from(bytes[68]);
+    bytes.splice(end..end, account.0);
+    bytes[67] += 1;
+    bytes[68] += 1;
+    Transaction::decode(&bytes).unwrap()
+}
+
 #[test]
-fn an_account_that_no_instruction_names_is_refused() {
+fn an_account_that_no_instruction_names_does_no_harm_but_none_stands_twice() {
     let c = cast();
     let SigningRequest::Claim { lines, transaction } = c.build(&c.claim(1)) else { unreachable!() };
-    // The message's account table begins after one signature slot of 65 bytes and a header of 3; each count is a byte.
-    let mut bytes = transaction.encode();
-    let accounts = usize::from(bytes[68]);
-    let end = 69 + 32 * accounts;
-    bytes.splice(end..end, key(0x66).0);
-    bytes[68] += 1;
-    bytes[67] += 1;
-    let transaction = Transaction::decode(&bytes).unwrap();
-    assert_eq!(transaction.keys().len(), accounts + 1);
-    assert_eq!(verdict(&SigningRequest::Claim { lines, transaction }), "accounts");
+    let verdict_of = |transaction| verdict(&SigningRequest::Claim { lines: lines.clone(), transaction });
+    assert_eq!(verdict_of(with_account(&transaction, key(0x66))), "accepted");
+    assert_eq!(verdict_of(with_account(&transaction, c.group)), "accounts");
 }
 
 #[test]

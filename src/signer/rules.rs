@@ -1,8 +1,8 @@
 //! The signer's own policy: what a threshold key may be used for, judged from the bytes that would be signed.
 //!
 //! Owns [`Rules`] (what the operator allows), [`Judge`] (the rules of one key) and [`BytesToSign`], which only a judge
-//! makes and without which the key signs nothing. Promises: a transaction is accepted only where every instruction,
-//! account and privilege is one that its kind needs, money goes to nobody but an allowed `pay_to` and back to the
+//! makes and without which the key signs nothing. Promises: a transaction is accepted only where every instruction and
+//! every privilege in it is one that its kind needs, money goes to nobody but an allowed `pay_to` and back to the
 //! payer, and the key itself loses bounded fees and returnable rent, nothing else. Refuses the rest, each time by a
 //! rule of a stable name ([`rule`]). What needs the chain or the books (is the voucher newer, is the channel ours) is
 //! not judged here: the program refuses the one, the facilitator and the ledger the other.
@@ -52,7 +52,7 @@ pub mod rule {
     pub const VOUCHER: &str = "voucher";
     /// Too many or too few channels in one request.
     pub const BATCH: &str = "batch";
-    /// An account may be changed that need not be, or is named for nothing.
+    /// An account may be changed that need not be, or may not that must be, or is named twice.
     pub const ACCOUNTS: &str = "accounts";
     /// A time that must be set is not.
     pub const EXPIRY: &str = "expiry";

@@ -171,6 +171,12 @@ impl Cast {
         self.own(Body::Close(channel, None), vec![seal, self.distribution(SALT)])
     }
 
+    /// The same without its last instruction.
+    pub fn without_last(&self, mut draft: Draft) -> Draft {
+        draft.instructions.pop();
+        draft
+    }
+
     pub fn seal(&self) -> Draft {
         let channel = self.channel(SALT);
         self.own(Body::Close(channel, None), vec![program::seal(channel), self.distribution(SALT)])
@@ -233,7 +239,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The position of the first channel program or Ed25519 instruction.
+    /// The first call of the channel program.
     pub fn main(&mut self) -> &mut Instruction {
         use turnpike::scheme::svm::PAYMENT_CHANNELS;
         self.instructions.iter_mut().find(|instruction| instruction.program == PAYMENT_CHANNELS).unwrap()

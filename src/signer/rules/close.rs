@@ -93,7 +93,10 @@ impl Judge {
                 })?;
                 let expected = program::settle_and_seal(self.group, *channel, has_voucher);
                 take(&mut script, &call, "settle_and_seal", expected, &SETTLE_AND_SEAL)?;
-                self.distribute_one(&mut script, *channel)?;
+                // Sealing saves the claim; paying out may wait until the recipient's account can take it.
+                if script.peek().is_some() {
+                    self.distribute_one(&mut script, *channel)?;
+                }
             }
             _ if applied.is_some() => {
                 return refuse(rule::INSTRUCTION, "settle_and_seal must stand right after its voucher");

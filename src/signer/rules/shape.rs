@@ -1,11 +1,11 @@
 //! Reading a transaction instruction by instruction against what it ought to be.
 //!
 //! Owns [`Script`]: each instruction is taken once, in order, and compared with the one that its kind's builder makes
-//! from the judged values; at the end nothing may be left over, and the message's account table may hold no account and
-//! no privilege but those that the accepted instructions need (section 5: equal keys unite their privileges, and
-//! nothing else may be writable).
+//! from the judged values; at the end nothing may be left over, and the message's account table may hold no privilege
+//! but those that the accepted instructions need (section 5: equal keys unite their privileges, and nothing else may be
+//! writable).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::{ComputeCaps, Verdict, ensure, refuse, rule};
 use crate::scheme::svm::program::{self, Call};
@@ -16,10 +16,13 @@ use crate::scheme::svm::{
 use crate::x402::Key;
 use crate::x402::key::Signature;
 
-/// The most memos after a setup instruction: the seller's or a nonce, and the binding one.
-const MEMOS_MAX: usize = 2;
+/// The most memos after a setup instruction, as `scheme_upto_svm.md` allows them.
+const MEMOS_MAX: usize = 4;
 /// The most Lighthouse assertions after a setup instruction, as wallets inject them.
 const LIGHTHOUSE_MAX: usize = 3;
+/// What a cluster reckons for each instruction, and for all of them, where a transaction sets no limit.
+const UNITS_PER_INSTRUCTION: u64 = 200_000;
+const UNITS_PER_TRANSACTION: u64 = 1_400_000;
 
 /// What an account position is called, and the rule that a wrong account there breaks.
 pub(super) type Role = (&'static str, &'static str);
@@ -98,43 +101,58 @@ impl<'a> Script<'a> {
         Ok(())
     }
 
-    /// Takes the optional compute budget prefix: at most a limit and then a price, both bounded.
+    /// Takes the optional compute budget prefix: at most a limit and then a price, both bounded. Where the limit is left
+    /// out, the fee may not be above what the two bounds allow together.
     pub(super) fn compute_budget(&mut self, caps: ComputeCaps) -> Verdict<()> {
-        let mut limit_may_stand = true;
-        let mut price_may_stand = true;
+        let (mut limit, mut price) = (None, None);
         while let Some(instruction) = self.take_of(&COMPUTE_BUDGET_PROGRAM) {
-            match *instruction.data.as_slice() {
-                [2, a, b, c, d] if limit_may_stand && price_may_stand => {
-                    limit_may_stand = false;
-                    let units = u32::from_le_bytes([a, b, c, d]);
-                    ensure(units <= caps.units_max, rule::COMPUTE_BUDGET, || {
-                        format!("a limit of {units} compute units is above {}", caps.units_max)
-                    })?;
+            match instruction.data.split_first() {
+                Some((2, units)) if limit.is_none() && price.is_none() && units.len() == 4 => {
+                    limit = units.first_chunk().map(|units| u32::from_le_bytes(*units));
                 }
-                [3, ref price @ ..] if price_may_stand && price.len() == 8 => {
-                    price_may_stand = false;
-                    let price = price.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
-                    ensure(price <= caps.micro_lamports_max, rule::COMPUTE_BUDGET, || {
-                        format!("{price} micro-lamports per compute unit are above {}", caps.micro_lamports_max)
-                    })?;
+                Some((3, micro)) if price.is_none() && micro.len() == 8 => {
+                    price = micro.first_chunk().map(|micro| u64::from_le_bytes(*micro));
                 }
                 _ => {
                     let detail = "only one unit limit and then one unit price may stand in the compute budget prefix";
                     return refuse(rule::COMPUTE_BUDGET, detail);
                 }
             }
-            ensure(instruction.accounts.is_empty(), rule::COMPUTE_BUDGET, || {
-                "a compute budget instruction names accounts".to_owned()
-            })?;
-            self.accepted.push(instruction);
+            self.accept_reader(instruction)?;
         }
+        let price = price.unwrap_or(0);
+        ensure(limit.is_none_or(|units| units <= caps.units_max), rule::COMPUTE_BUDGET, || {
+            format!("the compute unit limit {limit:?} is above {}", caps.units_max)
+        })?;
+        ensure(price <= caps.micro_lamports_max, rule::COMPUTE_BUDGET, || {
+            format!("{price} micro-lamports per compute unit are above {}", caps.micro_lamports_max)
+        })?;
+        let instructions = u64::try_from(self.rest.len()).unwrap_or(u64::MAX);
+        let default = instructions.saturating_mul(UNITS_PER_INSTRUCTION).min(UNITS_PER_TRANSACTION);
+        let units = limit.map_or(default, u64::from);
+        let fee = u128::from(units).saturating_mul(price.into());
+        let most = u128::from(caps.units_max).saturating_mul(caps.micro_lamports_max.into());
+        ensure(fee <= most, rule::COMPUTE_BUDGET, || {
+            format!("without a limit, {price} micro-lamports per compute unit could cost more than any limit allows")
+        })
+    }
+
+    /// Accepts an instruction that needs no privilege for what it names, and may not name the key.
+    fn accept_reader(&mut self, mut instruction: Instruction) -> Verdict<()> {
+        ensure(instruction.accounts.iter().all(|account| account.key != self.group), rule::GROUP_KEY, || {
+            format!("a call to {} names the key", instruction.program)
+        })?;
+        for account in &mut instruction.accounts {
+            *account = AccountMeta::readonly(account.key);
+        }
+        self.accepted.push(instruction);
         Ok(())
     }
 
     /// Takes the memos and Lighthouse assertions at the end of a client's transaction. They may not name the key.
     pub(super) fn suffix(&mut self) -> Verdict<()> {
         let (mut memos, mut assertions) = (0_usize, 0_usize);
-        for mut instruction in self.rest.by_ref() {
+        while let Some(instruction) = self.rest.next() {
             if instruction.program == MEMO_PROGRAM {
                 memos = memos.saturating_add(1);
             } else if instruction.program == LIGHTHOUSE_PROGRAM {
@@ -142,14 +160,7 @@ impl<'a> Script<'a> {
             } else {
                 return refuse(rule::INSTRUCTION, format!("a call to {} is not allowed here", instruction.program));
             }
-            ensure(instruction.accounts.iter().all(|account| account.key != self.group), rule::GROUP_KEY, || {
-                format!("a call to {} names the key", instruction.program)
-            })?;
-            // These only read: what they name needs no privilege of its own.
-            for account in &mut instruction.accounts {
-                *account = AccountMeta::readonly(account.key);
-            }
-            self.accepted.push(instruction);
+            self.accept_reader(instruction)?;
         }
         ensure(memos <= MEMOS_MAX && assertions <= LIGHTHOUSE_MAX, rule::INSTRUCTION, || {
             format!("{memos} memos and {assertions} assertions; at most {MEMOS_MAX} and {LIGHTHOUSE_MAX} may stand")
@@ -178,24 +189,20 @@ impl<'a> Script<'a> {
         Ok(voucher)
     }
 
-    /// Ends the reading: nothing is left, and every account is there for a reason.
+    /// Ends the reading: nothing is left, and every account that may change is there for a reason.
     pub(super) fn end(mut self) -> Verdict<()> {
         if let Some(instruction) = self.rest.next() {
             return refuse(rule::INSTRUCTION, format!("a call to {} is not allowed here", instruction.program));
         }
-        let mut needed: BTreeMap<Key, bool> = BTreeMap::from([(self.group, true)]);
-        for instruction in &self.accepted {
-            needed.entry(instruction.program).or_default();
-            for account in &instruction.accounts {
-                *needed.entry(account.key).or_default() |= account.is_writable;
-            }
-        }
+        let mut may_change = BTreeSet::from([self.group]);
+        let accounts = self.accepted.iter().flat_map(|instruction| &instruction.accounts);
+        may_change.extend(accounts.filter(|account| account.is_writable).map(|account| account.key));
+        let mut named = BTreeSet::new();
         for (index, key) in self.transaction.keys().iter().enumerate() {
-            let Some(may_change) = needed.remove(key) else {
-                return refuse(rule::ACCOUNTS, format!("the account {key} is named twice or for nothing"));
-            };
-            ensure(self.transaction.is_writable(index) == may_change, rule::ACCOUNTS, || {
-                format!("whether the account {key} may change must be {may_change}")
+            ensure(named.insert(*key), rule::ACCOUNTS, || format!("the account {key} is named twice"))?;
+            let expected = may_change.contains(key);
+            ensure(self.transaction.is_writable(index) == expected, rule::ACCOUNTS, || {
+                format!("whether the account {key} may change must be {expected}")
             })?;
         }
         Ok(())
