@@ -164,7 +164,7 @@ fn channel(record: &ChannelRecord, exposure: Amount) -> Value {
     json!({
         "channel": record.terms.id,
         "network": record.terms.seller.network,
-        "asset": record.terms.seller.asset.address,
+        "asset": &*record.terms.seller.asset.address,
         "payer": record.terms.payer,
         "deposit": record.on_chain.deposit,
         "charged": record.charged,

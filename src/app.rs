@@ -31,7 +31,7 @@ use crate::facilitator::local::LocalFacilitator;
 use crate::gate::{Gate, Options as GateOptions, route::RouteTable};
 use crate::layer::{Cors, LayerOptions, TurnpikeLayer};
 use crate::ledger::channel::Seller;
-use crate::ledger::sqlite::SqliteStore;
+use crate::ledger::sqlite::{self, SqliteStore};
 use crate::ledger::{Ledger, Limits};
 use crate::policy::Policy;
 use crate::proxy::{self, Endpoint, Listen, Listener, Serving, Settings, UpstreamSettings, Upstreams, drain};
@@ -107,7 +107,7 @@ impl Running {
         let sandbox = start_sandbox(&config).await?;
 
         let (store_path, temporary) = store_path(&config)?;
-        let store = Arc::new(SqliteStore::open(&store_path).start("store")?);
+        let store = Arc::new(SqliteStore::open(&store_path, sqlite::Settings::default()).start("store")?);
         let ledger = Ledger::open(store, Arc::clone(&clock), limits(&config)).await.start("ledger")?;
 
         let mut accounts = Vec::new();
@@ -297,7 +297,7 @@ impl Account {
         });
         let rpc_options = match sandbox {
             Some(sandbox) => SvmRpcOptions::sandbox(sandbox.rpc_url().to_owned()),
-            None => SvmRpcOptions::cluster(network.rpc_urls.iter().map(|url| url.expose().to_owned()).collect()),
+            None => SvmRpcOptions::cluster(network.rpc_urls.iter().map(|url| url.uri().to_string()).collect()),
         };
         let rpc = SvmRpc::observed(rpc_options, Arc::new(observe::Rpc(Arc::clone(telemetry)))).start("rpc_url")?;
         let chain: Arc<dyn Chain> = Arc::new(rpc.clone());
@@ -532,10 +532,10 @@ fn admin(telemetry: &Arc<Telemetry>, ledger: &Arc<Ledger>, accounts: &Arc<Vec<Ac
 
 fn chain_state(rpc: &SvmRpc) -> Result<(), String> {
     let endpoints = rpc.health();
-    if endpoints.is_empty() || endpoints.iter().any(|endpoint| endpoint.failures == 0) {
+    if endpoints.is_empty() || endpoints.iter().any(|endpoint| endpoint.healthy) {
         return Ok(());
     }
-    let names: Vec<_> = endpoints.iter().map(|endpoint| endpoint.name.as_ref()).collect();
+    let names: Vec<_> = endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
     Err(format!("no endpoint answers: {}", names.join(", ")))
 }
 

@@ -35,6 +35,8 @@ enum Command {
     Demo(demo::Args),
     /// Serve the routes of a configuration file
     Serve(serve::Args),
+    /// Make a 2-of-3 signing key: three encrypted share files
+    Keygen(KeygenArgs),
     /// Pay for an HTTP resource (sandbox and test networks)
     Pay(pay::Args),
     /// List the channels of a running Turnpike
@@ -83,6 +85,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match arguments.command {
         Command::Demo(args) => demo::run(args, &mut output),
         Command::Serve(args) => serve::run(args, &mut output),
+        Command::Keygen(args) => made_key(&args, &mut output),
         Command::Pay(args) => pay::run(args, &mut output),
         Command::Channels(args) => admin::channels(&args, &mut output),
         Command::Settle(args) => admin::settle(&args, &mut output),
@@ -94,6 +97,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// `turnpike keygen`, and how its result is shown.
+#[derive(Debug, clap::Args)]
+struct KeygenArgs {
+    #[command(flatten)]
+    keygen: keygen::Args,
+    /// The result as JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+fn made_key(args: &KeygenArgs, output: &mut Output) -> Result<(), Failure> {
+    let report = keygen::run(&args.keygen).map_err(Failure::failed)?;
+    if args.json {
+        output.line(serde_json::to_string(&report).map_err(Failure::failed)?);
+    } else {
+        output.line(report);
+    }
+    Ok(())
 }
 
 /// A runtime for commands that wait for things.

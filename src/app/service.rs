@@ -65,7 +65,7 @@ impl Metrics {
         Arc::new(Self { unlisted: telemetry.route(UNLISTED), telemetry, routes: by_name })
     }
 
-    fn of(&self, route: Option<&Arc<Route>>) -> (&RouteMetrics, &str) {
+    fn of<'a>(&'a self, route: Option<&'a Arc<Route>>) -> (&'a RouteMetrics, &'a str) {
         let named = route.and_then(|route| self.routes.get(&route.name).map(|metrics| (metrics, &*route.name)));
         named.unwrap_or((&self.unlisted, UNLISTED))
     }

@@ -80,7 +80,7 @@ impl Stage {
     }
 
     fn balance(&self, owner: &Key) -> u64 {
-        self.running.sandbox().map_or(0, |sandbox| sandbox.token_balance(owner))
+        self.running.sandbox().map_or(0, |sandbox| sandbox.chain().token_balance(owner))
     }
 
     fn note(&mut self, moment: &'static str) {
@@ -125,9 +125,10 @@ async fn show(args: &Args, output: &mut Output) -> Result<(), Failure> {
     stage.note("after the calls");
 
     say.heading("The merchant is paid");
-    let report = stage.running.settle_now().await.map_err(Failure::failed)?;
+    let settled = stage.running.settle_now().await;
+    expect(settled.failures == 0, "settlement met failures")?;
     stage.note("after settlement");
-    for line in &report {
+    for line in &settled.lines {
         say.done(line);
     }
     let refund = stage.client.refund(&quote).await.map_err(Failure::failed)?;
@@ -160,11 +161,11 @@ async fn set_up(say: &mut Output) -> Result<Stage, Failure> {
     let sandbox = running.sandbox().ok_or_else(|| Failure::failed("the demo's sandbox did not start"))?;
     let client = Client::new(
         SigningKey::from_bytes(&seed()?),
-        running.chain(),
+        running.chain().ok_or_else(|| Failure::failed("the demo has no chain"))?,
         Spending { call_max: Amount::from(DEPOSIT), deposit: Amount::from(DEPOSIT), deposit_max: Amount::from(DEPOSIT) },
     )
     .map_err(Failure::failed)?;
-    sandbox.mint_to(&client.address(), FUNDS);
+    sandbox.chain().mint_to(&client.address(), FUNDS).map_err(Failure::failed)?;
     say.done(format_args!("a sample API listens on {api}"));
     say.done(format_args!("a sandbox chain answers Solana's JSON-RPC on {}", sandbox.rpc_url()));
     say.done(format_args!("three key shares are made, two of them sign: group key {}", running.public_key()));

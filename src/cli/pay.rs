@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use super::output::{Output, grouped};
 use super::{Failure, runtime};
 use crate::amount::Amount;
-use crate::chain::svm::{Options as RpcOptions, SvmRpc};
+use crate::chain::svm::{SvmRpc, SvmRpcOptions};
 use crate::client::channel::ClientChannel;
 use crate::client::http::Request;
 use crate::client::{Client, Spending};
@@ -74,7 +74,7 @@ async fn pay(args: Args, output: &mut Output) -> Result<(), Failure> {
         body: args.data.clone().unwrap_or_default().into(),
     };
     let (key, fresh) = wallet(&args.wallet)?;
-    let chain = SvmRpc::new(vec![args.rpc_url.clone()], RpcOptions::default()).map_err(Failure::unusable)?;
+    let chain = SvmRpc::new(SvmRpcOptions::cluster(vec![args.rpc_url.clone()])).map_err(Failure::unusable)?;
     let deposit = Amount::from(args.deposit);
     let spending = Spending { call_max: Amount::from(args.max_price), deposit, deposit_max: deposit };
     let client = Client::new(key, Arc::new(chain), spending).map_err(Failure::failed)?;

@@ -27,7 +27,7 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
     let env = |name: &str| std::env::var(name).ok();
     let (config, warnings) = Config::load(&args.file, &env).map_err(Failure::unusable)?;
     for warning in warnings {
-        output.error(&warning.to_string());
+        output.error(&warning.0.to_string());
     }
     let format = match config.log.format {
         config::LogFormat::Json => LogFormat::Json,
