@@ -23,8 +23,8 @@ pub struct Policy {
     pub deposit_cap: Amount,
 }
 
-/// A request that passed the policy. Nobody else can make one.
-#[derive(Clone, Debug)]
+/// A request that passed the policy. Nobody else can make one, and it is used once.
+#[derive(Debug)]
 pub struct Approved(SigningRequest);
 
 impl Approved {

@@ -151,7 +151,7 @@ impl Signer for FrostSigner {
         };
         let signer = self.clone();
         let signed = runtime.spawn_blocking(move || signer.sign_blocking(&request)).await;
-        signed.unwrap_or_else(|error| Err(SignerError::Broken(error.to_string())))
+        signed.unwrap_or_else(|error| Err(SignerError::NoQuorum(format!("signing was interrupted: {error}"))))
     }
 
     fn health(&self) -> Result<(), String> {

@@ -420,7 +420,8 @@ fn fill(bytes: &mut [u8]) -> Result<(), KeystoreError> {
 
 fn read_text(path: &Path) -> Result<String, KeystoreError> {
     let read = || {
-        let mut text = String::new();
+        // All at once: a buffer that grows would leave parts of a passphrase behind.
+        let mut text = String::with_capacity(usize::try_from(FILE_BYTES_MAX).unwrap_or(0).saturating_add(1));
         std::fs::File::open(path)?.take(FILE_BYTES_MAX.saturating_add(1)).read_to_string(&mut text)?;
         if u64::try_from(text.len()).is_ok_and(|length| length <= FILE_BYTES_MAX) {
             return Ok(text);
@@ -445,7 +446,11 @@ fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
         // What was written in part is of no use, and would stand in the way of the next try.
         let _ = std::fs::remove_file(path);
         KeystoreError::Write { path: path.to_owned(), source }
-    })
+    })?;
+    // The name is safe once its directory is; not every system lets a directory be synchronized.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
+    Ok(())
 }
 
 impl fmt::Debug for Passphrase {

@@ -3,7 +3,7 @@
 //! Owns [`Rules`] (what the operator allows), [`Judge`] (the rules of one key) and [`BytesToSign`], which only a judge
 //! makes and without which the key signs nothing. Promises: a transaction is accepted only where every instruction and
 //! every privilege in it is one that its kind needs, money goes to nobody but an allowed `pay_to` and back to the
-//! payer, and the key itself loses bounded fees and returnable rent, nothing else. Refuses the rest, each time by a
+//! payer, and the key itself spends bounded fees and rent, nothing else. Refuses the rest, each time by a
 //! rule of a stable name ([`rule`]). What needs the chain or the books (is the voucher newer, is the channel ours) is
 //! not judged here: the program refuses the one, the facilitator and the ledger the other.
 //!
