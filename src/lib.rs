@@ -15,6 +15,7 @@
 
 pub mod amount;
 pub mod chain;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod facilitator;
