@@ -7,10 +7,19 @@
 //! Text values may hold `${NAME}`, which stands for an environment variable; `$$` stands for one `$`. A message shows
 //! a value as it is written in the file, so what a variable holds is never shown. Paths are relative to the file.
 
+mod money;
+mod network;
 mod problem;
+mod reader;
 mod root;
 mod route;
+mod routes;
 mod secret;
+mod server;
+mod settlement;
+mod signer;
+mod value;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -142,9 +151,10 @@ pub struct TlsConfig {
 pub struct SignerConfig {
     /// Two or three.
     pub shares: Vec<ShareConfig>,
-    /// The most that one channel may be opened with.
+    /// The most that one `open` or `top_up` may deposit.
     pub deposit_max: Amount,
-    /// The most that one voucher's claim may move.
+    /// The most that one claim transaction may name: the sum of its channels' whole cumulative amounts, what was
+    /// claimed before included. At least `deposit_max` for each of `batch_channels`.
     pub claim_max: Amount,
 }
 

@@ -1,14 +1,251 @@
-//! The whole file.
+//! The whole file: every part is read, whatever is wrong with the others, and then they are put together.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Config, Env, Problem, Problems, Warning};
+use http::Uri;
 
-/// Not written yet.
-pub(super) fn read(path: &Path, _text: &str, _env: &Env<'_>) -> Result<(Config, Vec<Warning>), Problems> {
-    let message = "cannot be checked yet.".to_owned();
-    Err(Problems::of(
-        path,
-        vec![Problem { line: None, column: None, key: String::new(), message, remedy: String::new() }],
-    ))
+use super::money::Assets;
+use super::network::{self, Networks};
+use super::problem::{Problem, Problems, Warning};
+use super::reader::{Complaint, Context, Map, Value};
+use super::route::RouteConfig;
+use super::routes::{self, Surroundings};
+use super::server::{self, Server, or};
+use super::{Config, Env, FacilitatorKind, NetworkConfig, Unlisted, settlement, signer, yaml};
+use crate::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
+use crate::x402::network::SOLANA_DEVNET;
+
+const MINUTE: u64 = 60;
+const DAY: u64 = 24 * 60 * MINUTE;
+/// The longest memo (`scheme_batch_settlement_svm.md`, section 4.1).
+const MEMO_BYTES_MAX: usize = 256;
+/// The default store.
+const STORE: &str = "turnpike.db";
+
+/// Reads a file's text.
+pub(super) fn read(path: &Path, text: &str, env: &Env<'_>) -> Result<(Config, Vec<Warning>), Problems> {
+    let (tree, problems) = yaml::parse(text);
+    let cx = Context {
+        env,
+        base: path.parent().unwrap_or(Path::new("")),
+        problems: RefCell::new(problems),
+        warnings: RefCell::new(Vec::new()),
+    };
+    let want = "a mapping that begins with upstream, network and routes";
+    let config = tree.and_then(|tree| Value::root(&cx, &tree).map(want, |root| whole(root, path)).flatten());
+    let mut problems = cx.problems.into_inner();
+    match config {
+        Some(config) if problems.is_empty() => Ok((config, cx.warnings.into_inner())),
+        _ => {
+            if problems.is_empty() {
+                let message = "cannot be understood, and no reason was found.".to_owned();
+                let remedy = "This is a fault of Turnpike; please report it with the file.".to_owned();
+                problems.push(Problem { line: None, column: None, key: String::new(), message, remedy });
+            }
+            Err(Problems::of(path, problems))
+        }
+    }
+}
+
+/// Reads every part, then puts them together where all are there.
+fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
+    let networks = network::read(root);
+    let sandbox = networks.as_ref().map(|networks| networks.sandbox.is_some());
+    let assets = assets(root, networks.as_ref());
+    let withdraw_delay = or(root.take("withdraw_delay"), Duration::from_secs(DAY), |value| {
+        value.whole_seconds(Duration::from_secs(15 * MINUTE), Duration::from_secs(30 * DAY))
+    });
+    let delay = withdraw_delay.unwrap_or(Duration::from_secs(DAY));
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(60 * MINUTE));
+    let max_timeout =
+        or(root.take("max_timeout"), Duration::from_secs(MINUTE), |value| value.whole_seconds(second, hour.min(delay)));
+    let client_waits = max_timeout.unwrap_or(Duration::from_secs(MINUTE));
+    let memo = or(root.take("memo"), None, |value| value.line(MEMO_BYTES_MAX).map(|memo| Some(Arc::<str>::from(memo))));
+    let signer = signer::read(root, &assets, sandbox);
+    let settlement = settlement::read(root, &assets, delay);
+    if let (Some(Some(signer)), Some(settlement)) = (&signer, &settlement) {
+        signer::check_claim(root, &assets, signer, settlement.batch_channels);
+    }
+    let default = or(root.take("default"), Unlisted::Deny, |value| {
+        value.choice(&[("deny", Unlisted::Deny), ("free", Unlisted::Free)])
+    });
+    let facilitator = or(root.take("facilitator"), FacilitatorKind::Local, |value| {
+        value.choice(&[("local", FacilitatorKind::Local)])
+    });
+    let store = store(root, sandbox.unwrap_or(false));
+    let server = server::read(root, client_waits);
+    let upstreams = Upstreams::take(root);
+    let around = Surroundings {
+        assets: &assets,
+        upstreams: &upstreams.names,
+        max_timeout: client_waits,
+        memo: memo.clone().flatten(),
+        deposit_max: signer.as_ref().and_then(Option::as_ref).map(|signer| signer.deposit_max),
+        channel_exposure_max: settlement.as_ref().map(|settlement| settlement.channel_exposure_max),
+        default: default.unwrap_or_default(),
+    };
+    let routes = routes::read(root, &around);
+    upstreams.check(root, routes.as_deref(), default, server.as_ref());
+    let (networks, server) = (networks?, server?);
+    check_listeners(root, &networks, &server);
+    Some(Config {
+        source: path.to_owned(),
+        upstream: upstreams.default?,
+        upstreams: upstreams.named?,
+        networks: networks.networks,
+        sandbox: networks.sandbox,
+        routes: routes?,
+        default: default?,
+        listen: server.listen,
+        admin: server.admin,
+        tls: server.tls,
+        store: store?,
+        signer: signer?,
+        facilitator: facilitator?,
+        withdraw_delay: withdraw_delay?,
+        max_timeout: max_timeout?,
+        memo: memo?,
+        settlement: settlement?,
+        queue: server.queue,
+        limits: server.limits,
+        timeouts: server.timeouts,
+        cors: server.cors,
+        log: server.log,
+        public_url: server.public_url,
+    })
+}
+
+/// What money counts. Where the networks are wrong, prices are checked as if they were in USDC.
+fn assets(root: &Map<'_, '_>, networks: Option<&Networks>) -> Assets {
+    let stand_in = || {
+        let address = USDC_DEVNET.to_string().into();
+        let asset = crate::amount::Asset { address, symbol: "USDC".into(), decimals: 6 };
+        let network = SOLANA_DEVNET.parse().ok()?;
+        Some(NetworkConfig {
+            network,
+            asset: Arc::new(asset),
+            mint: USDC_DEVNET,
+            token_program: TOKEN_PROGRAM,
+            pay_to: None,
+            rpc_urls: Vec::new(),
+        })
+    };
+    let listed = networks.map(|networks| networks.networks.clone());
+    let assets = Assets::of(listed.unwrap_or_else(|| stand_in().into_iter().collect()));
+    if !assets.alike() {
+        root.whole.cx.problem(
+            root.line_of("networks"),
+            "networks".to_owned(),
+            "hold assets that do not count alike, so that no limit can hold over all of them.".to_owned(),
+            "Serve them from two files; dollar tokens with the same decimals may stand together.".to_owned(),
+        );
+    }
+    assets
+}
+
+/// The database's path: beside the working directory where none is written, and none on the sandbox.
+fn store(root: &mut Map<'_, '_>, sandbox: bool) -> Option<Option<std::path::PathBuf>> {
+    let default = if sandbox { None } else { Some(STORE.into()) };
+    or(root.take("store"), default, |value| {
+        let read = value.map("a mapping such as {path: turnpike.db}", |map| {
+            map.require("path", "Write the path of the database, or leave store out.").and_then(|value| value.path())
+        });
+        read.flatten().map(Some)
+    })
+}
+
+/// `upstream` and `upstreams`.
+struct Upstreams<'c, 'n> {
+    default: Option<Vec<Uri>>,
+    default_value: Option<Value<'c, 'n>>,
+    named: Option<BTreeMap<Arc<str>, Vec<Uri>>>,
+    named_value: Option<Value<'c, 'n>>,
+    /// Also of those that are wrong, so that routes may name them.
+    names: BTreeSet<String>,
+}
+
+impl<'c, 'n> Upstreams<'c, 'n> {
+    fn take(root: &mut Map<'c, 'n>) -> Self {
+        let (default_value, named_value) = (root.take("upstream"), root.take("upstreams"));
+        Self {
+            default: or(default_value.clone(), Vec::new(), server::upstream),
+            named: or(named_value.clone(), BTreeMap::new(), server::upstreams),
+            names: named_value.iter().flat_map(Value::names).collect(),
+            default_value,
+            named_value,
+        }
+    }
+
+    /// Every upstream must serve something, every route must have one, and none may be this process.
+    fn check(
+        &self,
+        root: &mut Map<'_, '_>,
+        routes: Option<&[RouteConfig]>,
+        default: Option<Unlisted>,
+        server: Option<&Server>,
+    ) {
+        if let (Some(routes), Some(unlisted)) = (routes, default) {
+            let needed = unlisted == Unlisted::Free || routes.iter().any(|route| route.upstream.is_none());
+            match &self.default_value {
+                None if needed && !root.has("upstream") => {
+                    let _ = root.require("upstream", "Write the URL of your API, such as http://127.0.0.1:3000.");
+                }
+                Some(value) if !needed => {
+                    value.problem("does nothing where every route names its own upstream.", "Leave it out.");
+                }
+                _ => {}
+            }
+            for name in &self.names {
+                if !routes.iter().any(|route| route.upstream.as_deref() == Some(name)) {
+                    let remedy = "Leave it out, or write upstream: and its name in a route.";
+                    self.problem_of(name, "does nothing: no route names it.".to_owned(), remedy);
+                }
+            }
+        } else if self.default_value.is_none() && self.named_value.is_none() && !root.has("upstream") {
+            let _ = root.require("upstream", "Write the URL of your API, such as http://127.0.0.1:3000.");
+        }
+        let Some(server) = server else { return };
+        let of_default = self.default_value.iter().zip(&self.default);
+        let own = of_default.filter(|(_, urls)| urls.iter().any(|url| server::is_self(url, server.listen)));
+        for (value, _) in own {
+            value.reject(Complaint::new(
+                format!("is where Turnpike itself listens ({})", server.listen),
+                "Write where your API listens, or change listen.",
+            ));
+        }
+        let named = self.named.iter().flatten();
+        for (name, _) in named.filter(|(_, urls)| urls.iter().any(|url| server::is_self(url, server.listen))) {
+            let message = format!("is where Turnpike itself listens ({}).", server.listen);
+            self.problem_of(name, message, "Write where your API listens, or change listen.");
+        }
+    }
+
+    /// Notes a problem of one of the named upstreams.
+    fn problem_of(&self, name: &str, message: String, remedy: &str) {
+        if let Some(value) = &self.named_value {
+            let place = yaml::join(&value.key, name);
+            value.cx.problem(value.line_of(name), place, message, remedy.to_owned());
+        }
+    }
+}
+
+/// Refuses two listeners on one port.
+fn check_listeners(root: &Map<'_, '_>, networks: &Networks, server: &Server) {
+    let mut listeners = vec![("listen", "listen", server.listen), ("admin", "admin.listen", server.admin.listen)];
+    if let Some(sandbox) = networks.sandbox {
+        listeners.push(("sandbox", "sandbox.rpc_listen", sandbox.rpc_listen));
+    }
+    for (i, (key, name, address)) in listeners.iter().enumerate() {
+        for (_, other, taken) in listeners.iter().take(i) {
+            if server::collide(*address, *taken) {
+                let message = format!("({address}) has the port of {other} ({taken}).");
+                let remedy = "Write different ports.".to_owned();
+                root.whole.cx.problem(root.line_of(key), (*name).to_owned(), message, remedy);
+            }
+        }
+    }
 }

@@ -1,0 +1,191 @@
+//! `turnpike check`: every problem of a configuration at once, or what it says.
+//!
+//! Exit status: 0 where the file is fine, 1 where it has problems, 2 where it cannot be read.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::amount::Amount;
+use crate::config::{Config, Env, NetworkPrice, Problems, RouteConfig, RoutePricing, Unlisted, Warning};
+
+/// The file is fine.
+pub const EXIT_FINE: u8 = 0;
+/// The file has problems.
+pub const EXIT_PROBLEMS: u8 = 1;
+/// The file cannot be read.
+pub const EXIT_UNREADABLE: u8 = 2;
+
+/// Arguments of `turnpike check`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The configuration.
+    #[arg(default_value = "turnpike.yaml")]
+    pub file: PathBuf,
+    /// Write one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Checks a file and says what it found on `out`.
+///
+/// # Errors
+/// Where `out` cannot be written.
+pub fn run(args: &Args, env: &Env<'_>, out: &mut dyn Write) -> io::Result<u8> {
+    match Config::load(&args.file, env) {
+        Ok((config, warnings)) => {
+            if args.json {
+                writeln!(out, "{:#}", fine_json(&config, &warnings))?;
+            } else {
+                write_fine(&config, &warnings, out)?;
+            }
+            Ok(EXIT_FINE)
+        }
+        Err(problems) => {
+            if args.json {
+                writeln!(
+                    out,
+                    "{:#}",
+                    json!({ "ok": false, "file": problems.file, "unreadable": problems.unreadable,
+                    "problems": problems.problems, "more": problems.more })
+                )?;
+            } else {
+                write_problems(&problems, out)?;
+            }
+            Ok(if problems.unreadable { EXIT_UNREADABLE } else { EXIT_PROBLEMS })
+        }
+    }
+}
+
+fn write_problems(problems: &Problems, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{problems}")?;
+    let count = problems.problems.len().saturating_add(problems.more);
+    if problems.unreadable {
+        return Ok(());
+    }
+    writeln!(out, "\n{count} {}.", if count == 1 { "problem" } else { "problems" })
+}
+
+fn write_fine(config: &Config, warnings: &[Warning], out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{} is fine.\n", config.source.display())?;
+    let rows: Vec<[String; 5]> = config.routes.iter().map(|route| row(config, route)).collect();
+    let heads = ["METHODS", "ROUTE", "PRICE", "SCHEME", "UPSTREAM"];
+    write_table(heads, &rows, out)?;
+    let unlisted = match config.default {
+        Unlisted::Deny => "refused",
+        Unlisted::Free => "free",
+    };
+    writeln!(out, "\nAny other path is {unlisted}.")?;
+    for network in &config.networks {
+        let pay_to = network.pay_to.map_or_else(|| "a wallet of the sandbox".to_owned(), |key| key.to_string());
+        let by: Vec<_> = network.rpc_urls.iter().map(ToString::to_string).collect();
+        let sandbox = if config.sandbox.is_some() { "the sandbox, shown as " } else { "" };
+        write!(out, "Paid in {} on {sandbox}{}, to {pay_to}", network.asset.symbol, network.network)?;
+        writeln!(out, "{}.", if by.is_empty() { String::new() } else { format!(", by {}", by.join(", ")) })?;
+    }
+    let tls = if config.tls.is_some() { "https" } else { "http" };
+    writeln!(out, "Listens on {tls}://{}, admin on http://{}.", config.listen, config.admin.listen)?;
+    if !warnings.is_empty() {
+        writeln!(out)?;
+    }
+    for Warning(warning) in warnings {
+        writeln!(out, "warning: {}{warning}", config.source.display())?;
+    }
+    Ok(())
+}
+
+fn row(config: &Config, route: &RouteConfig) -> [String; 5] {
+    let methods: Vec<_> = route.methods.iter().map(|method| method.as_str()).collect();
+    [
+        if methods.is_empty() { "all".to_owned() } else { methods.join(" ") },
+        format!("{}{}", route.host.as_deref().unwrap_or_default(), route.path),
+        price_text(config, &route.pricing),
+        scheme(&route.pricing).to_owned(),
+        route.upstream.as_deref().map_or_else(|| origins(config), str::to_owned),
+    ]
+}
+
+fn origins(config: &Config) -> String {
+    let origins: Vec<_> = config.upstream.iter().map(|uri| uri.to_string().trim_end_matches('/').to_owned()).collect();
+    origins.join(" ")
+}
+
+const fn scheme(pricing: &RoutePricing) -> &'static str {
+    match pricing {
+        RoutePricing::Free => "",
+        RoutePricing::Fixed(_) => "batch-settlement",
+        RoutePricing::Metered { .. } => "upto",
+    }
+}
+
+fn price_text(config: &Config, pricing: &RoutePricing) -> String {
+    let (most, prices) = match pricing {
+        RoutePricing::Free => return "free".to_owned(),
+        RoutePricing::Fixed(prices) => ("", prices),
+        RoutePricing::Metered { prices, .. } => ("up to ", prices),
+    };
+    let mut texts: Vec<_> = prices.iter().map(|price| decimal(config, price, price.amount)).collect();
+    texts.dedup();
+    format!("{most}{}", texts.join(" or "))
+}
+
+/// An amount in its network's asset, such as `0.001 USDC`.
+fn decimal(config: &Config, price: &NetworkPrice, amount: Amount) -> String {
+    let network = config.networks.iter().find(|n| n.network == price.network && n.mint == price.mint);
+    network.map_or_else(
+        || amount.to_string(),
+        |network| format!("{} {}", network.asset.format_decimal(amount), network.asset.symbol),
+    )
+}
+
+/// Writes rows in columns as wide as they need.
+fn write_table<const N: usize>(heads: [&str; N], rows: &[[String; N]], out: &mut dyn Write) -> io::Result<()> {
+    let mut widths = heads.map(|head| head.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let heads = heads.map(str::to_owned);
+    for row in std::iter::once(&heads).chain(rows) {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "  {}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+fn fine_json(config: &Config, warnings: &[Warning]) -> Value {
+    let prices = |pricing: &RoutePricing| -> Vec<Value> {
+        let prices = match pricing {
+            RoutePricing::Free => return Vec::new(),
+            RoutePricing::Fixed(prices) | RoutePricing::Metered { prices, .. } => prices,
+        };
+        let price = |price: &NetworkPrice| {
+            json!({ "network": price.network, "asset": price.mint, "amount": price.amount,
+                "text": decimal(config, price, price.amount), "minDeposit": price.min_deposit })
+        };
+        prices.iter().map(price).collect()
+    };
+    let routes: Vec<_> = config
+        .routes
+        .iter()
+        .map(|route| {
+            let methods: Vec<_> = route.methods.iter().map(|method| method.as_str()).collect();
+            let scheme = Some(scheme(&route.pricing)).filter(|scheme| !scheme.is_empty());
+            json!({ "line": route.line, "host": route.host.as_deref(), "methods": methods, "path": &*route.path,
+                "scheme": scheme, "prices": prices(&route.pricing), "upstream": route.upstream.as_deref() })
+        })
+        .collect();
+    let networks: Vec<_> = config
+        .networks
+        .iter()
+        .map(|network| {
+            json!({ "network": network.network, "asset": network.mint, "symbol": &*network.asset.symbol,
+                "decimals": network.asset.decimals, "payTo": network.pay_to })
+        })
+        .collect();
+    json!({ "ok": true, "file": config.source, "sandbox": config.sandbox.is_some(), "networks": networks,
+        "routes": routes, "unlisted": if config.default == Unlisted::Deny { "deny" } else { "free" },
+        "listen": config.listen, "admin": config.admin.listen, "warnings": warnings })
+}
