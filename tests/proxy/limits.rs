@@ -44,6 +44,8 @@ async fn refusals() {
         ("POST /swallow HTTP/1.1\r\nhost: a\r\ncontent-length: 1001\r\n".into(), "413", "request_body_too_large"),
         ("GET / HTTP/1.1\r\n".into(), "400", "bad_request"),
         ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n".into(), "400", "bad_request"),
+        ("GET /free/../paid HTTP/1.1\r\nhost: a\r\n".into(), "400", "bad_request"),
+        ("GET /free/%2e%2E%2fpaid HTTP/1.1\r\nhost: a\r\n".into(), "400", "bad_request"),
         ("OPTIONS * HTTP/1.1\r\nhost: a\r\n".into(), "400", "bad_request"),
         ("CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n".into(), "405", "method_not_allowed"),
         ("GET / HTTP/1.1\r\nhost: a\r\nbad name: x\r\n".into(), "400", ""),

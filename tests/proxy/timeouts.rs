@@ -104,8 +104,8 @@ async fn a_slow_client_is_not_the_upstreams_fault() {
     let upstream = Upstream::start().await;
     let proxy = Setup::to(&[&upstream.url()])
         .with(|listen, upstream| {
-            listen.timeouts.body_idle = Duration::from_millis(400);
-            upstream.response_timeout = SHORT;
+            listen.timeouts.body_idle = Duration::from_millis(900);
+            upstream.response_timeout = Duration::from_millis(300);
         })
         .start();
     let (sender, body) = steps();
