@@ -22,6 +22,7 @@ mod endpoint;
 mod front;
 mod lent;
 mod listener;
+mod reading_on;
 mod upgrade;
 mod upstream;
 mod wire;

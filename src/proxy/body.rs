@@ -15,6 +15,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::headers;
+
 /// Any error, as hyper and tower pass it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -167,7 +169,7 @@ pub(crate) enum Sender {
     Upstream,
 }
 
-/// A body with a limit on its length and on the silence between two frames.
+/// A body with a limit on its length and on the silence between two frames, and with its trailers cleaned.
 ///
 /// The clock of the silence runs only while somebody waits for a frame: a slow reader is not the sender's fault.
 pub(crate) struct Bounded<B> {
@@ -222,7 +224,12 @@ where
         };
         self.waiting = false;
         Poll::Ready(match frame {
-            Some(Ok(frame)) => Some(self.count(&frame).map(|()| frame).map_err(Into::into)),
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_trailers(trailers);
+                }
+                Some(self.count(&frame).map(|()| frame).map_err(Into::into))
+            }
             Some(Err(error)) => Some(Err(match self.sender {
                 Sender::Client => BodyError::ClientBroke(error.into()),
                 Sender::Upstream => BodyError::UpstreamBroke(error.into()),

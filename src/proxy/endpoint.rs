@@ -25,6 +25,7 @@ use tower::Service;
 use super::body::{Body, Bounded, BoxError, Sender};
 use super::failure::Failure;
 use super::lent::Loan;
+use super::reading_on::ReadingOn;
 
 /// Failures in a row, other than to connect, after which an endpoint is left alone.
 const FAILURES_MAX: u32 = 5;
@@ -208,8 +209,11 @@ impl Service<Request<Body>> for Pool {
             let answer = answer?;
             let answer = tokio::select! {
                 biased;
-                answer = answer => answer.map_err(|error| classify(error, upstream)),
-                after = exhausted(attempt) => Err(Failure::ResponseTimeout { upstream, after }),
+                answer = answer => answer.map_err(|error| {
+                    let faulty = attempt.as_ref().and_then(|attempt| attempt.loan.fault());
+                    faulty.unwrap_or_else(|| classify(error, upstream))
+                }),
+                after = exhausted(attempt.as_ref()) => Err(Failure::ResponseTimeout { upstream, after }),
             };
             match &answer {
                 Ok(_) => health.succeeded(),
@@ -222,8 +226,8 @@ impl Service<Request<Body>> for Pool {
 }
 
 /// Ends when an endpoint has been given enough time.
-async fn exhausted(attempt: Option<Attempt>) -> Duration {
-    let Some(Attempt { loan, timeout }) = attempt else { return std::future::pending().await };
+async fn exhausted(attempt: Option<&Attempt>) -> Duration {
+    let Some(&Attempt { ref loan, timeout }) = attempt else { return std::future::pending().await };
     loan.exhausted(timeout).await;
     timeout
 }
@@ -293,9 +297,9 @@ where
     C: Service<Uri, Error = BoxError>,
     C::Future: Send + 'static,
 {
-    type Response = C::Response;
+    type Response = ReadingOn<C::Response>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<C::Response, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<ReadingOn<C::Response>, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx)
@@ -304,7 +308,8 @@ where
     fn call(&mut self, uri: Uri) -> Self::Future {
         let (connect, after) = (self.inner.call(uri), self.after);
         Box::pin(async move {
-            tokio::time::timeout(after, connect).await.unwrap_or_else(|_| Err(ConnectTimedOut(after).into()))
+            let connected = tokio::time::timeout(after, connect).await.map_err(|_| ConnectTimedOut(after))?;
+            connected.map(ReadingOn::new)
         })
     }
 }
@@ -335,9 +340,6 @@ fn client(connections: &Connections, may_http2: bool, prior_knowledge: bool) -> 
 }
 
 fn classify(error: ClientError, upstream: Arc<str>) -> Failure {
-    if let Some(failure) = Failure::from_body(&error) {
-        return failure;
-    }
     if !error.is_connect() {
         return Failure::Broke { upstream, source: error.into() };
     }

@@ -138,6 +138,9 @@ impl Front {
         if !head.uri.path().starts_with('/') {
             return Err(Failure::BadRequest("the request target is not a path"));
         }
+        if climbs(head.uri.path()) {
+            return Err(Failure::BadRequest("the request target has a segment . or .."));
+        }
         if head.headers.len() > limits.headers_max || headers::size(&head.headers) > limits.headers_bytes_max {
             let (max_bytes, max_fields) = (limits.headers_bytes_max, limits.headers_max);
             return Err(Failure::HeadersTooLarge { max_bytes, max_fields });
@@ -160,6 +163,18 @@ impl Front {
         }
         Body::wrap(Bounded::new(body, Sender::Client, self.limits.body_bytes_max, self.body_idle))
     }
+}
+
+/// Whether some server could take a part of the path for `.` or `..`, and so for another path than the one that is
+/// matched, priced and paid for. Clients resolve such segments before they send.
+fn climbs(path: &str) -> bool {
+    let dots =
+        |path: &str| path.split(['/', '\\']).any(|segment| matches!(segment.split(';').next(), Some("." | "..")));
+    if !path.contains('%') {
+        return dots(path);
+    }
+    let path = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    dots(&path.replace("%3b", ";"))
 }
 
 /// A response body on its way to the client. The request is under way until it is dropped.
@@ -192,5 +207,30 @@ impl HttpBody for Outgoing {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::climbs;
+
+    #[test]
+    fn paths_that_could_be_another() {
+        for path in [
+            "/a/..",
+            "/a/../b",
+            "/./a",
+            "/a/%2E./b",
+            "/a/..%2fb",
+            "/a/..;/b",
+            "/a/.%2e%3bx/b",
+            "/a\\..\\b",
+            "/a%5c..%5Cb",
+        ] {
+            assert!(climbs(path), "{path}");
+        }
+        for path in ["/", "/a..b/c.", "/...", "/.well-known/x", "/a/%2e%2e%2e", "/v1/quote/BTC%2FUSD", "/a;b=.."] {
+            assert!(!climbs(path), "{path}");
+        }
     }
 }

@@ -72,6 +72,18 @@ pub fn strip_response(headers: &mut HeaderMap) {
     remove_where(headers, |name| PAYMENT.contains(&name));
 }
 
+/// Removes from trailers what a recipient might take for a header field that was checked, whichever side sent them.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    remove_where(trailers, |name| {
+        let framing = ["host", "content-length", "content-encoding", "authorization", "cookie", "forwarded"];
+        framing.contains(&name)
+            || PAYMENT.contains(&name)
+            || name.starts_with("turnpike-")
+            || name.starts_with("x-forwarded-")
+    });
+}
+
 /// Says to the upstream who called, for which host, and over what.
 ///
 /// What the client says of itself is replaced, unless the peer is `trusted` (a proxy of the same operator): then the
@@ -256,6 +268,14 @@ mod tests {
         ]);
         strip_response(&mut headers);
         assert_eq!(names(&headers), ["content-type", "trailer", "turnpike-charge"]);
+    }
+
+    #[test]
+    fn trailer_fields_that_could_be_taken_for_headers() {
+        let mut trailers = map(&[("x-sum", "1"), ("grpc-status", "0"), ("turnpike_payer", "me"), ("host", "a")]);
+        trailers.extend(map(&[("x-forwarded-for", "1"), ("payment-response", "x"), ("transfer-encoding", "chunked")]));
+        strip_trailers(&mut trailers);
+        assert_eq!(names(&trailers), ["grpc-status", "x-sum"]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::body::{Body, BoxError};
+use super::failure::Failure;
 
 #[derive(Debug)]
 pub(crate) struct State {
@@ -22,6 +23,8 @@ pub(crate) struct State {
     touched: bool,
     /// The client has to send before anything can go on.
     waiting: bool,
+    /// What the client did wrong. It is kept here, because over HTTP/2 the error that comes back has lost its cause.
+    fault: Option<Failure>,
     /// When the upstream last took a frame or was handed the end.
     since: Instant,
 }
@@ -39,7 +42,7 @@ pub(crate) fn lend(body: Body) -> (Body, Loan) {
     if body.is_end_stream() {
         return (Body::empty(), Loan::Empty);
     }
-    let state = State { body, touched: false, waiting: false, since: Instant::now() };
+    let state = State { body, touched: false, waiting: false, fault: None, since: Instant::now() };
     let state = Arc::new(Mutex::new(state));
     (Body::wrap(Lent(state.clone())), Loan::Body(state))
 }
@@ -56,6 +59,14 @@ impl Loan {
                     std::mem::take(&mut state.body)
                 })
             }
+        }
+    }
+
+    /// What the client did wrong with the body, if it did; asked once.
+    pub(crate) fn fault(&self) -> Option<Failure> {
+        match self {
+            Self::Empty => None,
+            Self::Body(state) => state.lock().fault.take(),
         }
     }
 
@@ -90,8 +101,11 @@ impl HttpBody for Lent {
         state.touched = true;
         let frame = Pin::new(&mut state.body).poll_frame(cx);
         state.waiting = frame.is_pending();
-        if frame.is_ready() {
+        if let Poll::Ready(frame) = &frame {
             state.since = Instant::now();
+            if let Some(Err(error)) = frame {
+                state.fault = Failure::from_body(&**error);
+            }
         }
         frame
     }

@@ -1,0 +1,21 @@
+//! The data plane with real sockets: an upstream of our own (and Python's and nginx's, where they are installed), the
+//! proxy, and clients. No payments here.
+//!
+//! `proxy/localhost.pem` and its key are for these tests only; nothing else trusts them.
+
+#[path = "proxy/balance.rs"]
+mod balance;
+#[path = "proxy/draining.rs"]
+mod draining;
+#[path = "proxy/forwarding.rs"]
+mod forwarding;
+#[path = "proxy/limits.rs"]
+mod limits;
+#[path = "proxy/others.rs"]
+mod others;
+#[path = "proxy/streaming.rs"]
+mod streaming;
+#[path = "proxy/support.rs"]
+mod support;
+#[path = "proxy/timeouts.rs"]
+mod timeouts;
