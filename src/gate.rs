@@ -228,7 +228,8 @@ impl Gate {
         let Some(value) = request.payment_header else {
             return Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None)));
         };
-        let selected = match Self::decode(value).and_then(|payment| Ok((prepared.select(&payment.accepted)?, payment))) {
+        let selected = match Self::decode(value).and_then(|payment| Ok((prepared.select(&payment.accepted)?, payment)))
+        {
             Ok(selected) => selected,
             Err(denial) => return Outcome::Refused(Box::new(self.refuse(&prepared, None, request.url, denial))),
         };
@@ -288,22 +289,12 @@ impl Gate {
         prepared.required(url, reason.as_str(), &hints, correction)
     }
 
-    fn refuse(
-        &self,
-        prepared: &Prepared,
-        offer: Option<&Arc<PreparedOffer>>,
-        url: &str,
-        denial: Denial,
-    ) -> Refusal {
+    fn refuse(&self, prepared: &Prepared, offer: Option<&Arc<PreparedOffer>>, url: &str, denial: Denial) -> Refusal {
         tracing::debug!(route = %prepared.name(), reason = %denial.reason, detail = %denial.detail, "payment refused");
-        let correction = denial
-            .channel
-            .as_deref()
-            .zip(offer)
-            .map(|(channel, offer)| challenge::Correction { offer, channel });
-        let required = denial.fault.is_payments().then(|| {
-            Box::new(self.required(prepared, url, denial.reason, correction))
-        });
+        let correction =
+            denial.channel.as_deref().zip(offer).map(|(channel, offer)| challenge::Correction { offer, channel });
+        let required =
+            denial.fault.is_payments().then(|| Box::new(self.required(prepared, url, denial.reason, correction)));
         Refusal {
             fault: denial.fault,
             reason: denial.reason,

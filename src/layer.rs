@@ -287,16 +287,14 @@ fn take_payment(headers: &mut HeaderMap) -> Option<Vec<u8>> {
 }
 
 /// Headers that are ours, or the protocol's, and never pass.
-const OURS: [&str; 5] =
-    [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, "x-payment", "x-payment-response"];
+const OURS: [&str; 5] = [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, "x-payment", "x-payment-response"];
 const TURNPIKE: &str = "turnpike-";
 
 fn strip(headers: &mut HeaderMap) {
     for name in OURS {
         headers.remove(name);
     }
-    let forged: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(TURNPIKE)).cloned().collect();
+    let forged: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(TURNPIKE)).cloned().collect();
     for name in forged {
         headers.remove(name);
     }

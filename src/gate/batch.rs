@@ -88,12 +88,7 @@ impl Gate {
     ) -> Result<Reserved, Denial> {
         let amount = context.offer.offer.amount;
         let (terms, voucher) = verified.into_parts();
-        let paid = Paid {
-            payer: terms.payer,
-            amount,
-            channel: terms.id,
-            network: context.network().clone(),
-        };
+        let paid = Paid { payer: terms.payer, amount, channel: terms.id, network: context.network().clone() };
         let reservation = self.ledger.reserve(Entry { terms, voucher, amount, deposit_after }).await?;
         Ok(Reserved { paid, reservation, cumulative: voucher.cumulative })
     }

@@ -17,9 +17,7 @@ use crate::amount::Amount;
 use crate::chain::Blockhash;
 use crate::ledger::store::ChannelRecord;
 use crate::scheme::{batch_settlement_svm, offer, upto_svm};
-use crate::x402::wire::{
-    ChannelState, PaymentRequired, PaymentRequirements, ResourceInfo, VoucherState, X402_VERSION,
-};
+use crate::x402::wire::{ChannelState, PaymentRequired, PaymentRequirements, ResourceInfo, VoucherState, X402_VERSION};
 use crate::x402::{Key, Network};
 
 /// A scheme that the gate serves.
@@ -45,7 +43,9 @@ impl PreparedOffer {
         let seller = &offer.seller;
         let memo = offer.memo.as_deref();
         let (name, extra) = match scheme {
-            Scheme::Batch => (batch_settlement_svm::SCHEME, batch_settlement_svm::extra(seller, offer.min_deposit, memo)),
+            Scheme::Batch => {
+                (batch_settlement_svm::SCHEME, batch_settlement_svm::extra(seller, offer.min_deposit, memo))
+            }
             Scheme::Upto => (upto_svm::SCHEME, upto_svm::extra(seller, memo)),
         };
         let requirements = PaymentRequirements {

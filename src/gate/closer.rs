@@ -163,12 +163,7 @@ impl MeteredCloser {
     }
 
     /// Closes behind the request: at the charge where it was delivered and has not expired, at nothing otherwise.
-    async fn close(
-        &self,
-        facilitator: &Arc<dyn Facilitator>,
-        record: &mut MeteredRecord,
-        plan: &mut Plan,
-    ) -> Attempt {
+    async fn close(&self, facilitator: &Arc<dyn Facilitator>, record: &mut MeteredRecord, plan: &mut Plan) -> Attempt {
         let id = record.terms.id;
         let delivered = record.close.is_some() && self.clock.now().seconds() < record.expires_at;
         let charge = record.charge.filter(|_| delivered).unwrap_or(Amount::ZERO);

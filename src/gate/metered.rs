@@ -73,8 +73,7 @@ impl Gate {
             .map_err(|_| Denial::busy("too many metered requests are open; try again"))?;
         let (deposit, expires_at) = (verified.deposit(), verified.expires_at());
         let (terms, transaction) = verified.into_parts();
-        let paid =
-            Paid { payer: terms.payer, amount: deposit, channel: terms.id, network: context.network().clone() };
+        let paid = Paid { payer: terms.payer, amount: deposit, channel: terms.id, network: context.network().clone() };
         let accepted = facilitator
             .accept_deposit(DepositRequest {
                 terms: terms.clone(),

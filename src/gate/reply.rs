@@ -69,7 +69,8 @@ pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
 /// The answer to a refund, which the upstream does not see.
 #[must_use]
 pub fn refunded(settlement: &SettlementResponse) -> Response<Bytes> {
-    let mut response = answer(StatusCode::OK, PRIVATE, &json!({ "message": "refund settled", "settlement": settlement }));
+    let mut response =
+        answer(StatusCode::OK, PRIVATE, &json!({ "message": "refund settled", "settlement": settlement }));
     insert(response.headers_mut(), PAYMENT_RESPONSE, settlement);
     response
 }
@@ -77,7 +78,11 @@ pub fn refunded(settlement: &SettlementResponse) -> Response<Bytes> {
 /// The answer where no route matches.
 #[must_use]
 pub fn unlisted() -> Response<Bytes> {
-    answer(StatusCode::NOT_FOUND, NO_STORE, &json!({ "error": "not_found", "detail": "nothing is offered at this address" }))
+    answer(
+        StatusCode::NOT_FOUND,
+        NO_STORE,
+        &json!({ "error": "not_found", "detail": "nothing is offered at this address" }),
+    )
 }
 
 /// The answer where a route matches by its path and is for other methods.
@@ -113,9 +118,10 @@ fn keep_private(headers: &mut HeaderMap) {
         .filter(|directive| !named(directive, "public") && !named(directive, "s-maxage"))
         .collect();
     // `private="field"` keeps only that field private, so it does not count.
-    if !kept.iter().any(|directive| {
-        directive.eq_ignore_ascii_case("private") || directive.eq_ignore_ascii_case("no-store")
-    }) {
+    if !kept
+        .iter()
+        .any(|directive| directive.eq_ignore_ascii_case("private") || directive.eq_ignore_ascii_case("no-store"))
+    {
         kept.push("private");
     }
     let value = HeaderValue::from_str(&kept.join(", ")).unwrap_or(PRIVATE);

@@ -105,13 +105,7 @@ pub fn verify(
             check_seller(seller, &known.seller)?;
             known.clone()
         }
-        _ => Terms::derive(
-            Arc::clone(seller),
-            config.payer,
-            config.payer_authorizer,
-            config.salt,
-            config.open_slot,
-        ),
+        _ => Terms::derive(Arc::clone(seller), config.payer, config.payer_authorizer, config.salt, config.open_slot),
     };
     ensure(
         terms.id == voucher.channel_id,

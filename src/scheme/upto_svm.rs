@@ -109,12 +109,7 @@ impl VerifiedOpen {
 ///
 /// # Errors
 /// [`Refused`] with the first check that failed, in the order of phase 3.
-pub fn verify(
-    seller: &Arc<Seller>,
-    offered: Offered,
-    payload: UptoPayload,
-    now: i64,
-) -> Result<VerifiedOpen, Refused> {
+pub fn verify(seller: &Arc<Seller>, offered: Offered, payload: UptoPayload, now: i64) -> Result<VerifiedOpen, Refused> {
     ensure(
         payload.voucher_signature.is_none(),
         Reason::UptoUnexpectedVoucher,
@@ -135,11 +130,7 @@ pub fn verify(
         Reason::UptoReceiverAuthorizer,
         "payload.authorizedSigner is not the offered extra.receiverAuthorizer",
     )?;
-    ensure(
-        payload.from != seller.fee_payer,
-        Reason::UptoPayerMismatch,
-        "payload.from must not be extra.feePayer",
-    )?;
+    ensure(payload.from != seller.fee_payer, Reason::UptoPayerMismatch, "payload.from must not be extra.feePayer")?;
     let authorizer = seller.receiver_authorizer;
     let terms = Terms::derive(Arc::clone(seller), payload.from, authorizer, payload.nonce, payload.open_slot);
     ensure(

@@ -1,0 +1,10 @@
+//! The gate and its layer, end to end but for the wire: real ledger, real checks, a double of the facilitator and of the
+//! store (`doubles.rs`). What needs no money is in `unpaid.rs`; everything else needs the ledger.
+
+mod batch;
+mod deposits;
+mod doubles;
+mod metered;
+mod refunds;
+mod unpaid;
+mod upstream;

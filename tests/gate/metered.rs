@@ -1,0 +1,278 @@
+//! Metered requests through the layer: open, serve, close at the charge, whatever happens between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::json;
+use turnpike::amount::Amount;
+use turnpike::facilitator::FacilitatorError;
+use turnpike::layer::Verdict;
+use turnpike::ledger::store::MeteredRecord;
+use turnpike::scheme::svm::program::ChannelStatus;
+use turnpike::x402::Reason;
+use turnpike::x402::key::Signature;
+
+use crate::doubles::{CEILING, Client, House, MemoryStore, START, seller};
+use crate::upstream::{BODY, Behaviour, Site};
+
+async fn house() -> (House, Site, Client) {
+    let house = House::new().await;
+    let site = Site::new(&house);
+    (house, site, Client::metered(7))
+}
+
+fn journalled(house: &House) -> usize {
+    house.store.metered.lock().len()
+}
+
+#[tokio::test]
+async fn the_upstreams_report_is_charged_before_its_answer_leaves() {
+    for (report, charged) in [
+        (vec![("x-cost", "0.0042")], "4200"),
+        (vec![("x-cost", "0")], "0"),
+        (vec![("x-cost", "7")], "10000"),
+        (vec![("x-cost", "free")], "0"),
+        (vec![("x-cost", "0.001"), ("x-cost", "0.002")], "0"),
+        (vec![], "10000"),
+    ] {
+        let (house, site, client) = house().await;
+        site.answers(200, &report);
+        let answer = site.pay("/metered", &client.opens()).await.unwrap();
+        assert_eq!((answer.status, &*answer.body), (StatusCode::OK, BODY));
+        assert_eq!(answer.headers["cache-control"], "private");
+        assert_eq!(
+            serde_json::to_value(answer.settlement().unwrap()).unwrap(),
+            json!({
+                "success": true,
+                "payer": client.terms.payer,
+                "transaction": Signature([2; 64]),
+                "network": seller().network,
+                "amount": charged,
+            })
+        );
+        assert_eq!(
+            *house.facilitator.calls.lock(),
+            ["accept_deposit", "settle_deposit", format!("close_metered {charged}").as_str()]
+        );
+        assert_eq!(site.seen.lock()[0].headers["turnpike-amount"], CEILING.to_string());
+        house.gate.settled().await;
+        assert_eq!(journalled(&house), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_failing_upstream_closes_at_nothing() {
+    let (house, site, client) = house().await;
+    site.answers(500, &[("x-cost", "0.0042")]);
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!((answer.status, &*answer.body), (StatusCode::INTERNAL_SERVER_ERROR, BODY));
+    assert_eq!(answer.settlement().unwrap().amount.as_deref(), Some("0"), "the payer learns that all went back");
+    assert!(matches!(answer.verdict, Verdict::Released(_)));
+    assert_eq!(house.facilitator.count("close_metered 0"), 1);
+    assert_eq!(journalled(&house), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_is_gone_closes_at_nothing() {
+    for behaviour in [Behaviour::Fails, Behaviour::Panics, Behaviour::Hangs] {
+        let (house, site, client) = house().await;
+        site.behave(behaviour);
+        let (gone, payload) = (site.clone(), client.opens());
+        let task = tokio::spawn(async move { gone.pay("/metered", &payload).await.map(|_| ()).map_err(|_| ()) });
+        while site.calls() == 0 {
+            tokio::task::yield_now().await;
+        }
+        task.abort();
+        let _ = task.await;
+        house.gate.settled().await;
+        assert_eq!(house.facilitator.count("close_metered 0"), 1);
+        assert_eq!((house.facilitator.count("close_metered"), journalled(&house)), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_charge_that_cannot_be_claimed_is_not_delivered_and_goes_back() {
+    let refused = || FacilitatorError::Refused { reason: Reason::UptoSettlementSimulation, detail: "no".to_owned() };
+    let unavailable = || FacilitatorError::Unavailable("secret-endpoint".to_owned());
+    for (errors, status, reason) in [
+        (vec![unavailable(), unavailable(), unavailable()], 503, Reason::ChainUnavailable),
+        (vec![refused()], 402, Reason::UptoSettlementSimulation),
+        (vec![unavailable(), refused()], 402, Reason::UptoSettlementSimulation),
+    ] {
+        let (house, site, client) = house().await;
+        site.answers(200, &[("x-cost", "0.0042")]);
+        for error in errors {
+            house.facilitator.fail("close_metered", error);
+        }
+        let answer = site.pay("/metered", &client.opens()).await.unwrap();
+        assert_eq!(answer.status.as_u16(), status);
+        assert!(!answer.body.windows(BODY.len()).any(|window| window == BODY));
+        assert_eq!(answer.settlement().unwrap().error_reason.as_deref(), Some(reason.as_str()));
+        house.gate.settled().await;
+        let channel = house.facilitator.channels.lock()[&client.terms.id];
+        assert_eq!((channel.status, channel.claimed), (ChannelStatus::Distributed, Amount::ZERO));
+        assert_eq!(journalled(&house), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_close_that_comes_through_on_a_later_try_is_delivered() {
+    let (house, site, client) = house().await;
+    house.facilitator.unavailable("close_metered", 2);
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!(answer.settlement().unwrap().amount.as_deref(), Some("10000"));
+}
+
+#[tokio::test]
+async fn a_close_that_is_pending_is_delivered_and_followed() {
+    let (house, site, client) = house().await;
+    house.facilitator.pending.lock().push("close_metered");
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!((answer.status, &*answer.body), (StatusCode::OK, BODY));
+    let settlement = answer.settlement().unwrap();
+    assert_eq!((settlement.success, settlement.amount.as_deref()), (true, Some("10000")));
+    assert_eq!(settlement.transaction, Signature([2; 64]).to_string());
+    house.gate.settled().await;
+    assert_eq!((house.facilitator.count("close_metered"), journalled(&house)), (1, 0));
+}
+
+#[tokio::test]
+async fn a_pending_close_that_never_lands_is_made_again_at_the_charge() {
+    let (house, site, client) = house().await;
+    house.facilitator.fail("close_metered", FacilitatorError::Pending { transaction: Signature([9; 64]) });
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!(answer.settlement().unwrap().transaction, Signature([9; 64]).to_string());
+    assert_eq!(house.facilitator.count("close_metered"), 1, "not before the first can no longer land");
+    assert_eq!(house.store.metered.lock()[&client.terms.id].close.unwrap().0, Signature([9; 64]));
+    house.clock.advance(Duration::from_secs(121));
+    house.gate.settled().await;
+    assert_eq!(house.facilitator.count("close_metered 10000"), 2);
+    assert_eq!(journalled(&house), 0);
+}
+
+#[tokio::test]
+async fn a_charge_that_has_expired_is_forgone() {
+    let (house, site, client) = house().await;
+    house.facilitator.fail("close_metered", FacilitatorError::Pending { transaction: Signature([9; 64]) });
+    site.pay("/metered", &client.opens()).await.unwrap();
+    house.clock.advance(Duration::from_secs(301));
+    house.gate.settled().await;
+    assert_eq!((house.facilitator.count("close_metered 0"), journalled(&house)), (1, 0));
+}
+
+#[tokio::test]
+async fn what_is_not_opened_is_not_served() {
+    let refused = FacilitatorError::Refused { reason: Reason::UptoChannelBroadcast, detail: "no".to_owned() };
+    let unavailable = FacilitatorError::Unavailable("secret-endpoint".to_owned());
+    for (method, error, status, reason) in [
+        ("accept_deposit", refused.clone(), 402, Reason::UptoChannelBroadcast),
+        ("settle_deposit", refused, 402, Reason::UptoChannelBroadcast),
+        ("settle_deposit", unavailable, 503, Reason::ChainUnavailable),
+    ] {
+        let (house, site, client) = house().await;
+        house.facilitator.fail(method, error);
+        let answer = site.pay("/metered", &client.opens()).await.unwrap();
+        assert_eq!(answer.status.as_u16(), status);
+        assert!(answer.error() == reason.as_str() || answer.json()["error"] == reason.as_str());
+        house.clock.advance(Duration::from_secs(121));
+        house.gate.settled().await;
+        assert_eq!((site.calls(), journalled(&house)), (0, 0));
+        assert_eq!(house.facilitator.count("close_metered"), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_open_that_is_pending_is_not_served_and_goes_back_when_it_lands() {
+    let (house, site, client) = house().await;
+    house.facilitator.pending.lock().push("settle_deposit");
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(answer.settlement().unwrap().error_reason.as_deref(), Some("settlement_pending"));
+    house.gate.settled().await;
+    assert_eq!((site.calls(), house.facilitator.count("close_metered 0"), journalled(&house)), (0, 1, 0));
+}
+
+#[tokio::test]
+async fn a_channel_that_is_not_what_was_agreed_goes_back() {
+    let (house, site, client) = house().await;
+    let mut payload = client.opens();
+    payload["deposit"] = json!("10000");
+    house.facilitator.put(client.terms.id, ChannelStatus::Open, Amount::new(1), Amount::ZERO);
+    let answer = site.pay("/metered", &payload).await.unwrap();
+    assert_eq!(answer.error(), Reason::UptoChannelAlreadyOpen.as_str());
+    assert_eq!(site.calls(), 0);
+}
+
+#[tokio::test]
+async fn one_authorization_is_served_once() {
+    let (house, site, client) = house().await;
+    site.behave(Behaviour::Hangs);
+    let (first, payload) = (site.clone(), client.opens());
+    let task = tokio::spawn(async move { first.pay("/metered", &payload).await.map(|_| ()).map_err(|_| ()) });
+    while site.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The chain has it already; and where it does not yet, the gate remembers.
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!(answer.error(), Reason::UptoChannelAlreadyOpen.as_str());
+    house.facilitator.channels.lock().clear();
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!(answer.error(), Reason::DuplicateSettlement.as_str());
+    assert_eq!((site.calls(), house.facilitator.count("settle_deposit")), (1, 1));
+    task.abort();
+    let _ = task.await;
+}
+
+#[tokio::test]
+async fn tampering_is_refused_with_its_code() {
+    let (house, site, client) = house().await;
+    for (name, value, reason) in [
+        ("voucherSignature", json!(""), Reason::UptoUnexpectedVoucher),
+        ("maxAmount", json!("9999"), Reason::UptoAmountMismatch),
+        ("deposit", json!("10001"), Reason::UptoDepositNotCeiling),
+        ("nonce", json!("43"), Reason::UptoChannelId),
+        ("expiresAt", json!(0), Reason::UptoExpired),
+        ("expiresAt", json!(START.seconds() + 400), Reason::UptoExpiresAtMismatch),
+        ("validAfter", json!(START.seconds() + 1), Reason::UptoNotYetActive),
+    ] {
+        let mut payload = client.opens();
+        payload[name] = value;
+        let answer = site.pay("/metered", &payload).await.unwrap();
+        assert_eq!((answer.status, answer.error().as_str()), (StatusCode::PAYMENT_REQUIRED, reason.as_str()));
+    }
+    assert!(house.facilitator.calls.lock().is_empty());
+    assert_eq!(site.calls(), 0);
+}
+
+/// What a crash left in the journal, and what becomes of it.
+#[tokio::test]
+async fn after_a_restart_what_was_left_open_is_closed() {
+    let close = Some((Signature([9; 64]), 7));
+    let charge = Some(Amount::new(4200));
+    for (name, charge, close, on_chain, wait, expected) in [
+        ("serving", None, None, true, 0, vec!["close_metered 0"]),
+        ("opening", None, None, false, 121, vec![]),
+        ("charge decided", charge, None, true, 121, vec!["close_metered 0"]),
+        ("close sent", charge, close, true, 121, vec!["close_metered 4200"]),
+        ("close sent, expired", charge, close, true, 301, vec!["close_metered 0"]),
+        ("closed", charge, close, false, 0, vec![]),
+    ] {
+        let store = Arc::new(MemoryStore::default());
+        let terms = Client::metered(7).terms;
+        let (deposit, expires_at) = (Amount::from(CEILING), START.seconds() + 300);
+        let record = MeteredRecord { terms: terms.clone(), deposit, expires_at, charge, close };
+        store.metered.lock().insert(terms.id, record);
+        let house = House::over(store).await;
+        if on_chain {
+            house.facilitator.open(&terms, CEILING);
+        }
+        house.gate.recover();
+        house.clock.advance(Duration::from_secs(wait));
+        house.gate.settled().await;
+        let calls = house.facilitator.calls.lock();
+        let closes: Vec<_> = calls.iter().filter(|call| call.starts_with("close_metered")).collect();
+        assert_eq!(closes, expected, "{name}");
+        assert_eq!(journalled(&house), 0, "{name}");
+    }
+}

@@ -1,0 +1,180 @@
+//! Requests through the layer to an upstream that does as it is told.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tower::{BoxError, Layer, ServiceExt, service_fn};
+use turnpike::gate::route::{Pricing, Route};
+use turnpike::layer::{Cors, LayerOptions, RouteMatch, TurnpikeLayer, Verdict};
+use turnpike::x402::wire::{PaymentRequired, PaymentRequirements, SettlementResponse};
+
+use crate::doubles::{House, fixed, header, metered, route};
+
+/// What the upstream saw of a request.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub headers: HeaderMap,
+    pub paid: Option<turnpike::layer::Paid>,
+    pub body: Bytes,
+}
+
+/// How the upstream answers.
+#[derive(Clone)]
+pub enum Behaviour {
+    Answers(StatusCode, Vec<(&'static str, &'static str)>),
+    Fails,
+    /// Never answers.
+    Hangs,
+    Panics,
+}
+
+pub const BODY: &[u8] = b"\x00\xffquote\r\n";
+
+/// Ours, with an upstream behind it.
+#[derive(Clone)]
+pub struct Site {
+    layer: TurnpikeLayer,
+    pub behaviour: Arc<Mutex<Behaviour>>,
+    pub seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub verdict: Verdict,
+}
+
+impl Answer {
+    fn decoded<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let value = self.headers.get(name)?;
+        Some(serde_json::from_slice(&STANDARD.decode(value).unwrap()).unwrap())
+    }
+
+    pub fn required(&self) -> Option<PaymentRequired> {
+        self.decoded("payment-required")
+    }
+
+    pub fn settlement(&self) -> Option<SettlementResponse> {
+        self.decoded("payment-response")
+    }
+
+    pub fn error(&self) -> String {
+        self.required().and_then(|required| required.error).unwrap_or_default()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+impl Site {
+    pub fn new(house: &House) -> Self {
+        Self::with(house, LayerOptions::default())
+    }
+
+    pub fn with_cors(house: &House, cors: Cors) -> Self {
+        Self::with(house, LayerOptions { cors, ..LayerOptions::default() })
+    }
+
+    pub fn with(house: &House, options: LayerOptions) -> Self {
+        let table: Vec<(&str, Arc<Route>)> =
+            vec![("/quote", fixed()), ("/metered", metered()), ("/free", route("/free", Pricing::Free))];
+        let routes = move |parts: &http::request::Parts| {
+            if parts.uri.path() == "/open" {
+                return RouteMatch::Free;
+            }
+            let found = table.iter().find(|(path, _)| *path == parts.uri.path());
+            found.map_or(RouteMatch::Unlisted, |(_, route)| RouteMatch::Route(Arc::clone(route)))
+        };
+        Self {
+            layer: TurnpikeLayer::new(Arc::clone(&house.gate), routes, options),
+            behaviour: Arc::new(Mutex::new(Behaviour::Answers(StatusCode::OK, Vec::new()))),
+            seen: Arc::default(),
+        }
+    }
+
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self.behaviour.lock() = behaviour;
+    }
+
+    pub fn answers(&self, status: u16, headers: &[(&'static str, &'static str)]) {
+        self.behave(Behaviour::Answers(StatusCode::from_u16(status).unwrap(), headers.to_vec()));
+    }
+
+    /// Sends any request; its body must be a success to read.
+    pub async fn send<B>(&self, request: Request<B>) -> Result<Answer, BoxError>
+    where
+        B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
+        let (behaviour, seen) = (Arc::clone(&self.behaviour), Arc::clone(&self.seen));
+        let upstream = service_fn(move |request: Request<B>| {
+            let (behaviour, seen) = (behaviour.lock().clone(), Arc::clone(&seen));
+            async move {
+                let (parts, body) = request.into_parts();
+                let paid = parts.extensions.get().cloned();
+                let body = body.collect().await.unwrap_or_else(|never| match never {}).to_bytes();
+                seen.lock().push(Seen { headers: parts.headers, paid, body });
+                match behaviour {
+                    Behaviour::Answers(status, headers) => {
+                        let mut response = Response::new(Full::new(Bytes::from_static(BODY)));
+                        *response.status_mut() = status;
+                        for (name, value) in headers {
+                            response.headers_mut().append(name, value.parse().unwrap());
+                        }
+                        Ok(response)
+                    }
+                    Behaviour::Fails => Err(BoxError::from("connection reset")),
+                    Behaviour::Hangs => std::future::pending().await,
+                    Behaviour::Panics => panic!("the upstream's own panic"),
+                }
+            }
+        });
+        let response = self.layer.layer(upstream).oneshot(request).await?;
+        let (mut parts, body) = response.into_parts();
+        let verdict = parts.extensions.remove().expect("every answer has a verdict");
+        let body = body.collect().await.unwrap_or_else(|never| match never {}).to_bytes();
+        Ok(Answer { status: parts.status, headers: parts.headers, body, verdict })
+    }
+
+    /// Gets a path, with a payment header or without.
+    pub async fn get(&self, path: &str, payment: Option<Vec<u8>>) -> Result<Answer, BoxError> {
+        let mut request = Request::builder().method(Method::GET).uri(path).header("host", "api.example.com");
+        if let Some(payment) = payment {
+            request = request.header("PAYMENT-SIGNATURE", payment);
+        }
+        self.send(request.body(Full::new(Bytes::from_static(BODY)))?).await
+    }
+
+    /// The only offer of a path.
+    pub async fn offer(&self, path: &str) -> PaymentRequirements {
+        let challenge = self.get(path, None).await.unwrap();
+        challenge.required().unwrap().accepts.remove(0)
+    }
+
+    /// Pays for a path, as a client does: on the offer of a challenge.
+    pub async fn pay(&self, path: &str, payload: &Value) -> Result<Answer, BoxError> {
+        let offer = self.offer(path).await;
+        self.get(path, Some(header(&offer, payload))).await
+    }
+
+    /// Pays for a quote; the upstream does not fail.
+    pub async fn quote(&self, payload: &Value) -> Answer {
+        self.pay("/quote", payload).await.unwrap()
+    }
+
+    /// How often the upstream was called.
+    pub fn calls(&self) -> usize {
+        self.seen.lock().len()
+    }
+}
