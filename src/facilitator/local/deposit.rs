@@ -20,8 +20,9 @@ use crate::x402::Reason;
 
 /// For how many blocks a blockhash is taken, and what a node may lag behind the one that the client asked.
 const BLOCKHASH_BLOCKS_MAX: u64 = 150 + 32;
-/// How many of a failed simulation's log lines are told.
+/// How many of a failed simulation's log lines are told, and how much of each.
 const LOG_LINES_SHOWN: usize = 3;
+const LOG_LINE_CHARS_SHOWN: usize = 200;
 
 impl LocalFacilitator {
     pub(super) async fn accept(&self, request: DepositRequest) -> Result<AcceptedDeposit, FacilitatorError> {
@@ -238,7 +239,11 @@ impl Candidate<'_> {
             Err(error) => return Err(nothing_sent(&error)),
         };
         let hint = if error.contains("BlockhashNotFound") { ": build it again with a fresh blockhash" } else { "" };
-        let logs = logs.get(logs.len().saturating_sub(LOG_LINES_SHOWN)..).unwrap_or_default().join("; ");
-        Err(refused(self.codes.simulation, format!("the transaction would fail: {error}{hint} {logs}").trim_end()))
+        let mut detail = format!("the transaction would fail: {error}{hint}");
+        for line in logs.iter().skip(logs.len().saturating_sub(LOG_LINES_SHOWN)) {
+            detail.push_str("; ");
+            detail.extend(line.chars().take(LOG_LINE_CHARS_SHOWN));
+        }
+        Err(refused(self.codes.simulation, detail))
     }
 }
