@@ -313,6 +313,56 @@ async fn a_closing_payer_gets_the_last_voucher_and_the_rest_back() {
 }
 
 #[tokio::test]
+async fn a_seal_waits_for_the_request_that_is_being_served() {
+    let (world, sum) = charged(1).await;
+    let settlement = world.settlement();
+    let served = world.reserve(1, 11).await;
+    world.request_close(1);
+    settlement.watch().await.unwrap();
+    let (report, receipt) = tokio::join!(settle(&settlement), async {
+        tokio::task::yield_now().await;
+        served.commit(None).await
+    });
+    assert_eq!(receipt.unwrap().charged, Amount::from(11_u64));
+    assert_eq!(report.moved(BatchKind::Seal), Amount::from(sum + 11));
+    assert_tied(&world, sum + 11).await;
+}
+
+#[tokio::test]
+async fn a_confirmed_batch_is_not_believed_reconciled_by_an_old_reading() {
+    let (world, sum) = charged(2).await;
+    let settlement = world.settlement();
+    world.chain.freeze(true);
+    let report = settle(&settlement).await;
+    assert!(matches!(&report.batches[0].outcome, Outcome::Unknown { why } if why.contains("older")));
+    assert_eq!(settle(&settlement).await.batches.len(), 1, "nothing new is made of what is stale");
+    world.chain.freeze(false);
+    settle(&settlement).await;
+    assert_tied(&world, sum).await;
+}
+
+#[tokio::test]
+async fn what_we_sign_for_ourselves_is_left_to_whoever_opened_it() {
+    let world = World::new().await;
+    let mut terms = world.terms(1);
+    let operator = world::public(world::FEE_PAYER);
+    terms = turnpike::ledger::channel::Terms::derive(terms.seller, terms.payer, operator, 1, 990);
+    world.chain.open(&terms, 1);
+    let settlement = world.settlement();
+    assert_eq!(settlement.discover().await.unwrap().adopted, 0);
+    // Once it is drained, its rent is taken back here, whatever its grace period was.
+    world.chain.edit(&terms.id, |account| {
+        account.status = ChannelStatus::Distributed;
+        account.grace_period = 60;
+    });
+    assert_eq!(settlement.discover().await.unwrap().adopted, 1);
+    world.pass(800);
+    settlement.watch().await.unwrap();
+    assert_eq!(confirmed(&settle(&settlement).await, BatchKind::CleanUp), 1);
+    assert!(world.chain.channel(&terms.id).is_none() && world.ledger.channel(&terms.id).is_none());
+}
+
+#[tokio::test]
 async fn a_close_between_plan_and_claim_is_answered_with_a_seal() {
     let (world, sum) = charged(3).await;
     let settlement = world.settlement();

@@ -19,7 +19,7 @@ use turnpike::chain::{Account, Blockhash, Chain, ChainError, Confirmation, Simul
 use turnpike::clock::{Clock, ManualClock, UnixMillis};
 use turnpike::ledger::channel::{OnChain, Seller, Terms, Voucher};
 use turnpike::ledger::store::{BatchKind, BatchRecord, BatchState, ChannelRecord, Snapshot, Store, StoreError, Write};
-use turnpike::ledger::{Entry, Ledger, Limits};
+use turnpike::ledger::{Entry, Ledger, Limits, Reservation};
 use turnpike::scheme::svm::program::{
     self, Call, ChannelAccount, ChannelStatus, OPEN_SLOT_WINDOW, all_to, distribution_hash, voucher_message,
 };
@@ -47,7 +47,7 @@ pub fn public(n: u32) -> Key {
     Key(signing_key(n).verifying_key().to_bytes())
 }
 
-const FEE_PAYER: u32 = 900_001;
+pub const FEE_PAYER: u32 = 900_001;
 const PAY_TO: u32 = 900_002;
 
 /// Counts calls, and leaves one of them hanging.
@@ -108,6 +108,7 @@ struct Inner {
     wordless: bool,
     silent: bool,
     sent: Vec<Vec<u8>>,
+    frozen: Option<HashMap<Key, ChannelAccount>>,
 }
 
 /// The chain.
@@ -139,6 +140,11 @@ impl TestChain {
     /// Nothing is answered.
     pub fn silence(&self, on: bool) {
         self.inner.lock().silent = on;
+    }
+    /// Readings of channels stay as they are now, as from a node that lags behind.
+    pub fn freeze(&self, on: bool) {
+        let mut inner = self.inner.lock();
+        inner.frozen = on.then(|| inner.state.channels.clone());
     }
     pub fn advance(&self, slots: u64) {
         self.inner.lock().slot += slots;
@@ -184,7 +190,7 @@ impl TestChain {
         self.inner.lock().state.claims.clone()
     }
 
-    fn open(&self, terms: &Terms, payer: u32) {
+    pub fn open(&self, terms: &Terms, payer: u32) {
         let account = ChannelAccount {
             bump: 255,
             status: ChannelStatus::Open,
@@ -349,7 +355,7 @@ impl TestChain {
 
     fn account_now(&self, key: &Key) -> Option<Account> {
         let inner = self.inner.lock();
-        if let Some(channel) = inner.state.channels.get(key) {
+        if let Some(channel) = inner.frozen.as_ref().unwrap_or(&inner.state.channels).get(key) {
             return Some(Account { lamports: 1, owner: PAYMENT_CHANNELS, data: channel.encode() });
         }
         let (owner, amount) = inner.state.tokens.get(key)?;
@@ -699,8 +705,10 @@ impl World {
 
     /// Opens payer `n`'s channel where it is not open yet, and charges it.
     pub async fn charge(&self, n: u32, amount: u64) {
-        let terms = self.terms(n);
-        let known = self.ledger.channel(&terms.id);
+        let opens = self.ledger.channel(&self.id(n)).is_none();
+        if opens {
+            self.chain.open(&self.terms(n), n);
+        }
         let on_chain = OnChain {
             status: ChannelStatus::Open,
             deposit: DEPOSIT.into(),
@@ -709,17 +717,18 @@ impl World {
             closing_since: 0,
             read_at: self.clock.now(),
         };
-        if known.is_none() {
-            self.chain.open(&terms, n);
-        }
-        let charged = known.as_ref().map_or(0, |record| record.charged.to_u64().unwrap());
-        let cumulative = charged + amount;
+        self.reserve(n, amount).await.commit(opens.then_some(on_chain)).await.unwrap();
+    }
+
+    /// A request of payer `n` that is being served.
+    pub async fn reserve(&self, n: u32, amount: u64) -> Reservation {
+        let terms = self.terms(n);
+        let known = self.ledger.channel(&terms.id);
+        let cumulative = amount + known.as_ref().map_or(0, |record| record.charged.to_u64().unwrap());
         let signature = signing_key(n).sign(&voucher_message(&terms.id, cumulative, 0));
         let voucher = Voucher { cumulative: cumulative.into(), signature: Signature(signature.to_bytes()) };
-        let opens = known.is_none();
-        let entry = Entry { terms, voucher, amount: amount.into(), deposit_after: opens.then(|| DEPOSIT.into()) };
-        let reservation = self.ledger.reserve(entry).await.unwrap();
-        reservation.commit(opens.then_some(on_chain)).await.unwrap();
+        let deposit_after = known.is_none().then(|| DEPOSIT.into());
+        self.ledger.reserve(Entry { terms, voucher, amount: amount.into(), deposit_after }).await.unwrap()
     }
 
     pub fn request_close(&self, n: u32) {
