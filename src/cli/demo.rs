@@ -47,7 +47,7 @@ pub struct Args {
 /// # Errors
 /// [`Failure`] where a step fails or the books do not tie out.
 pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
-    telemetry::init_logs(LogFormat::Text, "warn");
+    telemetry::init_logs(LogFormat::Text, "error");
     runtime()?.block_on(show(&args, output))
 }
 
