@@ -4,13 +4,16 @@
 //! configuration cannot be used. Tables are for people, `--json` for programs, and only results go to standard output.
 
 pub mod admin;
+pub mod check;
 pub mod demo;
+pub mod init;
 pub mod keygen;
 pub mod output;
 pub mod pay;
 pub mod serve;
 
 use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +36,10 @@ struct Arguments {
 enum Command {
     /// Everything in one process: sample API, proxy, sandbox chain, paying client
     Demo(demo::Args),
+    /// Write a commented configuration file from flags or a few questions
+    Init(init::Args),
+    /// Check a configuration file: every problem at once
+    Check(check::Args),
     /// Serve the routes of a configuration file
     Serve(serve::Args),
     /// Make a 2-of-3 signing key: three encrypted share files
@@ -84,6 +91,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut output = Output::standard();
     let result = match arguments.command {
         Command::Demo(args) => demo::run(args, &mut output),
+        Command::Init(args) => written(|out| {
+            let mut input = std::io::stdin().lock();
+            let terminal: Option<&mut dyn std::io::BufRead> =
+                if std::io::stdin().is_terminal() { Some(&mut input) } else { None };
+            init::run(args, &environment, terminal, out)
+        }),
+        Command::Check(args) => written(|out| check::run(&args, &environment, out)),
         Command::Serve(args) => serve::run(args, &mut output),
         Command::Keygen(args) => made_key(&args, &mut output),
         Command::Pay(args) => pay::run(args, &mut output),
@@ -93,7 +107,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output.error(&failure.message);
+            if !failure.message.is_empty() {
+                output.error(&failure.message);
+            }
             ExitCode::from(failure.status)
         }
     }
@@ -117,6 +133,19 @@ fn made_key(args: &KeygenArgs, output: &mut Output) -> Result<(), Failure> {
         output.line(report);
     }
     Ok(())
+}
+
+/// The process's environment, as a configuration asks it.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Runs a command that writes to standard output and answers with an exit status of its own.
+fn written(command: impl FnOnce(&mut dyn Write) -> std::io::Result<u8>) -> Result<(), Failure> {
+    match command(&mut std::io::stdout().lock())? {
+        0 => Ok(()),
+        status => Err(Failure { status, message: String::new() }),
+    }
 }
 
 /// A runtime for commands that wait for things.

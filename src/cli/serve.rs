@@ -24,8 +24,7 @@ pub struct Args {
 /// # Errors
 /// [`Failure`].
 pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
-    let env = |name: &str| std::env::var(name).ok();
-    let (config, warnings) = Config::load(&args.file, &env).map_err(Failure::unusable)?;
+    let (config, warnings) = Config::load(&args.file, &super::environment).map_err(Failure::unusable)?;
     for warning in warnings {
         output.error(&warning.0.to_string());
     }
