@@ -1,7 +1,7 @@
 //! The sandbox chain: real transactions through a channel's life, every refusal, conservation of tokens, its JSON-RPC
 //! and its faults.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "helpers of tests")]
 
 #[path = "sandbox/conservation.rs"]
 mod conservation;

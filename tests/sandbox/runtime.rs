@@ -125,6 +125,20 @@ fn fees_are_taken_from_success_and_from_failure_on_chain_and_not_from_preflight(
 }
 
 #[test]
+fn a_version_0_transaction_runs_like_a_legacy_one() {
+    use ed25519_dalek::Signer as _;
+    let mut w = World::new();
+    let opened = w.open();
+    let channel = opened.accounts.channel;
+    let legacy = w.transaction(&[w.voucher(&channel, 10, 0), program::settle(channel)], &[]);
+    // The same message with its version in front and an empty list of lookup tables behind.
+    let message = [&[0x80][..], legacy.message(), &[0]].concat();
+    let wire = [&[1][..], &w.operator.sign(&message).to_bytes(), &message].concat();
+    w.submit(&Transaction::decode(&wire).unwrap()).unwrap();
+    assert_eq!(w.state(&opened).unwrap().settled, 10);
+}
+
+#[test]
 fn an_error_undoes_everything_before_it() {
     let w = World::new();
     let to = Key([50; 32]);
