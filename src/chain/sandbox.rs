@@ -50,7 +50,8 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// Where everything that would be random comes from.
     pub seed: u64,
-    /// Where [`Sandbox::start`] listens. Port 0 takes a free one.
+    /// Where [`Sandbox::start`] listens. Port 0 takes a free one. Whoever reaches it can make money and faults, so
+    /// anything but loopback belongs behind a wall.
     pub listen: SocketAddr,
 }
 

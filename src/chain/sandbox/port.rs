@@ -19,7 +19,7 @@ use crate::x402::Key;
 use crate::x402::key::Signature;
 
 /// How long waiting for a transaction pauses between looks.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(10);
 
 impl SandboxChain {
     /// Answers a call of `method`, unless a fault stands in its place.
@@ -112,31 +112,23 @@ impl Chain for SandboxChain {
     ) -> Result<Confirmation, ChainError> {
         let end = Instant::now().checked_add(deadline);
         loop {
-            let status = self.statuses(std::slice::from_ref(id)).await.ok().and_then(|mut found| found.pop().flatten());
-            match status {
-                Some(TransactionStatus { error: Some(error), .. }) => return Ok(Confirmation::Failed { error }),
-                Some(TransactionStatus { slot, .. }) => return Ok(Confirmation::Confirmed { slot }),
-                None => {}
-            }
-            // The height is read after the status: a transaction that lands in between is seen in the next round.
-            if self.with(|bank| Bank::height(bank.slot())) > last_valid_block_height {
-                let again = self.with(|bank| bank.history.get(id).is_some());
-                if !again {
-                    return Ok(Confirmation::Expired);
+            // The height is read first: what is unknown after its last height can no longer land.
+            let height = self.with(|bank| Bank::height(bank.slot()));
+            match self.statuses(std::slice::from_ref(id)).await.as_deref() {
+                Ok([Some(TransactionStatus { error: Some(error), .. })]) => {
+                    return Ok(Confirmation::Failed { error: error.clone() });
                 }
-                continue;
+                Ok([Some(TransactionStatus { slot, .. })]) => return Ok(Confirmation::Confirmed { slot: *slot }),
+                Ok(_) if height > last_valid_block_height => return Ok(Confirmation::Expired),
+                // Sending again cannot hurt; a refusal shows as a status or as the expiry.
+                Ok(_) => drop(self.send(transaction).await),
+                Err(_) => {}
             }
-            // Sending again cannot hurt; a refusal here is seen above or by the expiry.
-            let _ = self.send(transaction).await;
-            if self.with(|bank| bank.history.get(id).is_none()) {
-                if end.is_none_or(|end| Instant::now() >= end) {
-                    return Err(ChainError::Unavailable(format!(
-                        "{id} was not confirmed in {} ms",
-                        deadline.as_millis()
-                    )));
-                }
-                tokio::time::sleep(POLL).await;
+            if end.is_none_or(|end| Instant::now() >= end) {
+                let waited = deadline.as_millis();
+                return Err(ChainError::Unavailable(format!("{id} was not confirmed in {waited} ms")));
             }
+            tokio::time::sleep(POLL).await;
         }
     }
 

@@ -20,6 +20,10 @@ const CALL_DEPTH_MAX: usize = 5;
 /// Derived addresses that are remembered.
 const DERIVATIONS_MAX: usize = 16_384;
 
+/// What deployed programs still answer where accounts are missing, though the node itself no longer does.
+#[allow(deprecated, reason = "it is on the wire")]
+pub(super) const NOT_ENOUGH_ACCOUNTS: InstructionError = InstructionError::NotEnoughAccountKeys;
+
 /// How a program ends.
 pub(super) type Outcome = Result<(), InstructionError>;
 
@@ -215,7 +219,9 @@ impl<'a> Frame<'_, 'a> {
     }
 
     fn meta(&self, place: usize) -> Result<Meta, InstructionError> {
-        self.metas.get(place).copied().ok_or(InstructionError::NotEnoughAccountKeys)
+        let builtin = programs::is_builtin(&self.program);
+        let missing = if builtin { InstructionError::MissingAccount } else { NOT_ENOUGH_ACCOUNTS };
+        self.metas.get(place).copied().ok_or(missing)
     }
 
     fn loaded(&self, place: usize) -> Result<&Loaded, InstructionError> {

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use solana_instruction_error::InstructionError;
 
 use super::{Bytes, rent, system, token};
-use crate::chain::sandbox::runtime::{Frame, Grant, Outcome};
+use crate::chain::sandbox::runtime::{Frame, Grant, NOT_ENOUGH_ACCOUNTS, Outcome};
 use crate::scheme::svm::program::{
     CHANNEL_ACCOUNT_BYTES, ChannelAccount, ChannelStatus, OPEN_SLOT_WINDOW, Share, channel_address, discriminator,
 };
@@ -191,7 +191,7 @@ mod open_at {
 
 fn open(frame: &mut Frame<'_, '_>, args: &OpenArgs) -> Outcome {
     use open_at as at;
-    expect(frame, at::COUNT, InstructionError::NotEnoughAccountKeys)?;
+    expect(frame, at::COUNT, NOT_ENOUGH_ACCOUNTS)?;
     require(frame.is_signer(at::PAYER)?, code::MISSING_REQUIRED_SIGNATURE)?;
     require(frame.is_signer(at::RENT_PAYER)?, code::MISSING_REQUIRED_SIGNATURE)?;
     let (payer, payee) = (frame.key(at::PAYER)?, frame.key(at::PAYEE)?);
@@ -264,7 +264,7 @@ fn create(frame: &mut Frame<'_, '_>) -> Outcome {
 fn settle(frame: &mut Frame<'_, '_>) -> Outcome {
     const CHANNEL: usize = 0;
     const INSTRUCTIONS: usize = 1;
-    expect(frame, 2, InstructionError::NotEnoughAccountKeys)?;
+    expect(frame, 2, NOT_ENOUGH_ACCOUNTS)?;
     let mut channel = load(frame, CHANNEL)?;
     require(channel.status == ChannelStatus::Open, code::INVALID_CHANNEL_STATUS)?;
     channel.settled = voucher::verify(frame, CHANNEL, INSTRUCTIONS, &channel)?;
@@ -336,7 +336,7 @@ fn request_close(frame: &mut Frame<'_, '_>) -> Outcome {
 
 fn seal(frame: &mut Frame<'_, '_>) -> Outcome {
     const CHANNEL: usize = 0;
-    expect(frame, 1, InstructionError::NotEnoughAccountKeys)?;
+    expect(frame, 1, NOT_ENOUGH_ACCOUNTS)?;
     let mut channel = load(frame, CHANNEL)?;
     require(channel.status == ChannelStatus::Closing, code::INVALID_CHANNEL_STATUS)?;
     let deadline = deadline(&channel).ok_or(custom(code::SEAL_DEADLINE_OVERFLOW))?;
@@ -373,7 +373,7 @@ fn withdraw_payer(frame: &mut Frame<'_, '_>) -> Outcome {
 fn reclaim(frame: &mut Frame<'_, '_>) -> Outcome {
     const CHANNEL: usize = 0;
     const RENT_PAYER: usize = 1;
-    expect(frame, 2, InstructionError::NotEnoughAccountKeys)?;
+    expect(frame, 2, NOT_ENOUGH_ACCOUNTS)?;
     let channel = load(frame, CHANNEL)?;
     require(channel.status == ChannelStatus::Distributed, code::INVALID_CHANNEL_STATUS)?;
     require(frame.key(RENT_PAYER)? == channel.rent_payer, code::INVALID_CHANNEL_RENT_PAYER)?;

@@ -7,7 +7,7 @@ use solana_instruction_error::InstructionError;
 
 use super::accounts::{Defect, Tokens, event_authority, load, store};
 use super::{BPS_ALL, Plan, code, custom, deallocate, may_be_freed, require};
-use crate::chain::sandbox::runtime::{Frame, Outcome};
+use crate::chain::sandbox::runtime::{Frame, NOT_ENOUGH_ACCOUNTS, Outcome};
 use crate::scheme::svm::program::{ChannelAccount, ChannelStatus};
 use crate::x402::Key;
 
@@ -25,7 +25,7 @@ const RECIPIENTS: usize = 11;
 
 /// Runs the instruction.
 pub(super) fn distribute(frame: &mut Frame<'_, '_>, plan: &Plan) -> Outcome {
-    let recipients = frame.len().checked_sub(RECIPIENTS).ok_or(InstructionError::NotEnoughAccountKeys)?;
+    let recipients = frame.len().checked_sub(RECIPIENTS).ok_or(NOT_ENOUGH_ACCOUNTS)?;
     let mut channel = load(frame, CHANNEL)?;
     let sealed = match channel.status {
         ChannelStatus::Open => false,
