@@ -15,7 +15,7 @@ use super::{Context, Gate, Held, Paid, Passed};
 use crate::amount::Amount;
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
 use crate::ledger::channel::{OnChain, Terms};
-use crate::ledger::store::ChannelRecord;
+use crate::ledger::store::{ChannelRecord, StoreError};
 use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
 use crate::scheme::svm::program::ChannelStatus;
@@ -28,7 +28,7 @@ pub(super) struct Hold {
     reservation: Reservation,
     /// The voucher's total.
     cumulative: Amount,
-    deposit: Option<HeldDeposit>,
+    deposit: Option<Box<HeldDeposit>>,
 }
 
 /// A deposit that passed and is settled once the upstream has answered.
@@ -200,6 +200,15 @@ impl Gate {
         }
     }
 
+    /// A charge that was not made: the ledger has stopped, or this one came too late.
+    fn uncommitted(&self, error: &StoreError) -> Denial {
+        if self.ledger.health().is_err() {
+            return Denial::stopped(error);
+        }
+        tracing::warn!(%error, "a request was served and could not be charged");
+        Denial::busy("the request took too long to be charged, so its answer is withheld; nothing was charged")
+    }
+
     /// Past this age nothing is served on what was read: a payer could have begun to close, and be done, unseen.
     fn staleness_max(&self, terms: &Terms) -> Duration {
         self.options.staleness_max.min(Duration::from_secs(u64::from(terms.seller.withdraw_delay / 4)))
@@ -235,6 +244,7 @@ struct Reserved {
 
 impl Reserved {
     fn pass(self, deposit: Option<HeldDeposit>) -> Passed {
+        let deposit = deposit.map(Box::new);
         let Self { paid, reservation, cumulative } = self;
         Passed::Paid { paid, held: Held::Batch(Hold { reservation, cumulative, deposit }) }
     }
@@ -250,12 +260,15 @@ impl Hold {
     ) -> Result<Box<SettlementResponse>, Denial> {
         let Self { reservation, cumulative, deposit } = self;
         let Some(mut deposit) = deposit else {
-            let receipt = reservation.commit(None).await.map_err(|error| Denial::stopped(&error))?;
+            let receipt = reservation.commit(None).await.map_err(|error| gate.uncommitted(&error))?;
             return Ok(charged(context, paid, cumulative, &receipt, None));
         };
         let amount = deposit.accepted.request.amount;
         let (transaction, on_chain) = deposit.settle(cumulative, gate, context, paid).await?;
-        let receipt = reservation.commit(Some(on_chain)).await.map_err(|error| Denial::stopped(&error))?;
+        let receipt = reservation.commit(Some(on_chain)).await.map_err(|error| {
+            let failed = context.failed(paid.payer, Reason::UnexpectedSettleError, Some(transaction));
+            gate.uncommitted(&error).settling(failed)
+        })?;
         Ok(charged(context, paid, cumulative, &receipt, Some((transaction, amount))))
     }
 

@@ -252,7 +252,8 @@ impl Hold {
             Ok(Ok(closed)) if closed.charged == charge => Ok(settled(context, paid, &closed)),
             Ok(Ok(closed)) => {
                 let failed = context.failed(paid.payer, Reason::UptoExpired, Some(closed.transaction));
-                let detail = "the answer came after payload.expiresAt; nothing was charged and the deposit goes back";
+                let detail =
+                    "the channel was closed before the answer came, at payload.expiresAt; the deposit goes back";
                 Err(Denial::payment(Reason::UptoExpired, detail).settling(failed))
             }
             Ok(Err(error)) => Err(context.unsettled(paid.payer, error)),

@@ -150,7 +150,68 @@ fn insert(headers: &mut HeaderMap, name: &'static str, value: &impl Serialize) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::facilitator::FacilitatorError;
+    use crate::gate::refusal::Denial;
+    use crate::ledger;
+    use crate::scheme;
+    use crate::x402::Reason;
+    use crate::x402::key::Signature;
+
+    fn answered(denial: impl Into<Denial>) -> Response<Bytes> {
+        let denial = denial.into();
+        let required = denial.fault.is_payments().then(|| {
+            Box::new(PaymentRequired {
+                x402_version: 2,
+                error: Some(denial.reason.as_str().to_owned()),
+                resource: crate::x402::wire::ResourceInfo::default(),
+                accepts: Vec::new(),
+                extensions: serde_json::Map::new(),
+            })
+        });
+        let Denial { fault, reason, detail, settlement, .. } = denial;
+        refusal(&Refusal { fault, reason, detail, required, settlement })
+    }
+
+    #[test]
+    fn every_refusal_has_its_status_and_code_and_keeps_our_secrets() {
+        let secret = || "https://key@endpoint".to_owned();
+        let deposit = crate::amount::Amount::new(1);
+        let table: Vec<(Denial, u16, Reason)> = vec![
+            (scheme::Refused::new(Reason::InvalidPayload, "x").into(), 400, Reason::InvalidPayload),
+            (scheme::Refused::new(Reason::BatchVoucherExpiry, "x").into(), 402, Reason::BatchVoucherExpiry),
+            (ledger::Refused::Unknown.into(), 503, Reason::ChannelBusy),
+            (ledger::Refused::Busy.into(), 503, Reason::ChannelBusy),
+            (ledger::Refused::Exposure.into(), 503, Reason::ExposureLimit),
+            (ledger::Refused::Closing.into(), 402, Reason::BatchChannelClosing),
+            (ledger::Refused::ExceedsDeposit { deposit }.into(), 402, Reason::BatchCumulativeExceedsDeposit),
+            (ledger::Refused::Stopped(secret()).into(), 500, Reason::UnexpectedSettleError),
+            (FacilitatorError::Unavailable(secret()).into(), 503, Reason::ChainUnavailable),
+            (FacilitatorError::Pending { transaction: Signature([1; 64]) }.into(), 500, Reason::SettlementPending),
+            (
+                FacilitatorError::Refused { reason: Reason::InsufficientFunds, detail: "x".to_owned() }.into(),
+                402,
+                Reason::InsufficientFunds,
+            ),
+        ];
+        for (denial, status, reason) in table {
+            let response = answered(denial);
+            assert_eq!(response.status().as_u16(), status, "{reason}");
+            assert_eq!(response.headers()[CACHE_CONTROL], NO_STORE);
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), status == 503);
+            assert_eq!(response.headers().contains_key(PAYMENT_REQUIRED), status == 402);
+            let body: Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(body["error"], reason.as_str());
+            assert!(!body["detail"].as_str().unwrap().is_empty());
+            assert!(!String::from_utf8_lossy(response.body()).contains("endpoint"));
+        }
+        let hurry = Fault::Busy { retry_after: Duration::from_millis(1) };
+        let Denial { reason, detail, .. } = Denial::busy("x");
+        let response = refusal(&Refusal { fault: hurry, reason, detail, required: None, settlement: None });
+        assert_eq!(response.headers()[RETRY_AFTER], "1", "never at once");
+    }
 
     #[test]
     fn a_paid_answer_stays_out_of_shared_caches() {

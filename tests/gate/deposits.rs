@@ -151,3 +151,15 @@ async fn a_deposit_into_a_closing_channel_is_refused() {
     assert_eq!(answer.error(), Reason::BatchChannelClosing.as_str());
     assert_eq!(house.facilitator.count("accept_deposit"), 0);
 }
+
+#[tokio::test]
+async fn a_deposit_that_does_not_cover_its_voucher_is_not_charged() {
+    let (house, client) = (House::new().await, Client::new(7));
+    let site = Site::new(&house);
+    *house.facilitator.brings_to.lock() = Some(Amount::new(999));
+    let answer = site.quote(&client.deposits(20_000, 1000)).await;
+    assert_eq!(answer.error(), Reason::BatchChannelState.as_str());
+    assert_eq!(answer.settlement().unwrap().transaction, Signature([1; 64]).to_string());
+    assert!(house.ledger.channel(&client.terms.id).is_none_or(|channel| channel.charged.is_zero()));
+    assert_eq!(house.ledger.counts().1, 0);
+}

@@ -135,6 +135,8 @@ pub struct FakeFacilitator {
     failures: Mutex<HashMap<&'static str, VecDeque<FacilitatorError>>>,
     /// Methods that do what they do and then say that it is pending.
     pub pending: Mutex<Vec<&'static str>>,
+    /// What a deposit brings a channel to, where it is not what was asked.
+    pub brings_to: Mutex<Option<Amount>>,
     transactions: AtomicU8,
 }
 
@@ -146,6 +148,7 @@ impl FakeFacilitator {
             calls: Mutex::default(),
             failures: Mutex::default(),
             pending: Mutex::default(),
+            brings_to: Mutex::default(),
             transactions: AtomicU8::new(1),
         }
     }
@@ -216,7 +219,8 @@ impl Facilitator for FakeFacilitator {
 
     async fn settle_deposit(&self, deposit: AcceptedDeposit) -> Result<SettledDeposit, FacilitatorError> {
         self.called("settle_deposit", "")?;
-        let channel = self.put(deposit.request.terms.id, ChannelStatus::Open, deposit.deposit_after, Amount::ZERO);
+        let after = self.brings_to.lock().unwrap_or(deposit.deposit_after);
+        let channel = self.put(deposit.request.terms.id, ChannelStatus::Open, after, Amount::ZERO);
         Ok(SettledDeposit { transaction: self.sent("settle_deposit")?, channel })
     }
 
@@ -268,6 +272,11 @@ impl House {
     }
 
     pub async fn over(store: Arc<MemoryStore>) -> Self {
+        Self::with(store, Options::default()).await
+    }
+
+    /// With options of its own, but for how often it tries again.
+    pub async fn with(store: Arc<MemoryStore>, options: Options) -> Self {
         let clock = Arc::new(ManualClock::new(START));
         let limits = Limits {
             exposure_max: None,
@@ -289,7 +298,7 @@ impl House {
             Arc::clone(&ledger),
             [(seller().network.clone(), Arc::clone(&facilitator) as _)],
             Arc::clone(&clock) as _,
-            Options { retry, ..Options::default() },
+            Options { retry, ..options },
         );
         Self { clock, store, ledger, facilitator, gate }
     }

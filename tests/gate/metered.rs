@@ -7,6 +7,7 @@ use http::StatusCode;
 use serde_json::json;
 use turnpike::amount::Amount;
 use turnpike::facilitator::FacilitatorError;
+use turnpike::gate::Options;
 use turnpike::layer::Verdict;
 use turnpike::ledger::store::MeteredRecord;
 use turnpike::scheme::svm::program::ChannelStatus;
@@ -194,14 +195,34 @@ async fn an_open_that_is_pending_is_not_served_and_goes_back_when_it_lands() {
 }
 
 #[tokio::test]
-async fn a_channel_that_is_not_what_was_agreed_goes_back() {
+async fn a_channel_that_is_not_what_was_agreed_is_not_served_and_goes_back() {
     let (house, site, client) = house().await;
-    let mut payload = client.opens();
-    payload["deposit"] = json!("10000");
-    house.facilitator.put(client.terms.id, ChannelStatus::Open, Amount::new(1), Amount::ZERO);
-    let answer = site.pay("/metered", &payload).await.unwrap();
-    assert_eq!(answer.error(), Reason::UptoChannelAlreadyOpen.as_str());
-    assert_eq!(site.calls(), 0);
+    *house.facilitator.brings_to.lock() = Some(Amount::from(CEILING + 1));
+    let answer = site.pay("/metered", &client.opens()).await.unwrap();
+    assert_eq!(answer.error(), Reason::UptoChannelState.as_str());
+    assert_eq!(answer.settlement().unwrap().transaction, Signature([1; 64]).to_string());
+    house.gate.settled().await;
+    assert_eq!((site.calls(), house.facilitator.count("close_metered 0"), journalled(&house)), (0, 1, 0));
+}
+
+#[tokio::test]
+async fn metered_requests_are_bounded() {
+    let options = Options { metered_open_max: 1, ..Options::default() };
+    let house = House::with(Arc::default(), options).await;
+    let site = Site::new(&house);
+    site.behave(Behaviour::Hangs);
+    let (first, payload) = (site.clone(), Client::metered(7).opens());
+    let task = tokio::spawn(async move { first.pay("/metered", &payload).await.map(|_| ()).map_err(|_| ()) });
+    while site.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let answer = site.pay("/metered", &Client::metered(8).opens()).await.unwrap();
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    task.abort();
+    let _ = task.await;
+    house.gate.settled().await;
+    site.answers(200, &[]);
+    assert_eq!(site.pay("/metered", &Client::metered(8).opens()).await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
