@@ -1,5 +1,7 @@
 //! The ledger as its callers see it, over a store in memory: who is served when, what is charged, what survives.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
 #[path = "support/ledger.rs"]
 mod support;
 
