@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::{Entry, OccupiedEntry};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -201,7 +202,7 @@ impl Slot {
 }
 
 /// What a channel adds to the totals.
-#[derive(PartialEq, Eq)]
+#[derive(Default)]
 struct Tally {
     known: bool,
     exposure: Amount,
@@ -262,15 +263,9 @@ impl Book {
     pub(super) fn with<T>(&self, id: &Key, visit: impl FnOnce(&mut Slot) -> T) -> Option<T> {
         let hash = self.hasher.hash_one(id);
         let mut shard = self.shard(hash).lock();
-        let mut entry = shard.slots.find_entry(hash, |slot| slot.terms.id == *id).ok()?;
-        let slot = entry.get_mut();
-        let before = slot.tally();
-        let answer = visit(slot);
-        slot.tidy();
-        let after = slot.tally();
-        if !slot.known && slot.work.is_none() {
-            drop(entry.remove());
-        }
+        let entry = shard.slots.find_entry(hash, |slot| slot.terms.id == *id).ok()?;
+        let before = entry.get().tally();
+        let (answer, after) = visited(entry, visit);
         self.account(&mut shard, &before, &after);
         Some(answer)
     }
@@ -285,19 +280,15 @@ impl Book {
     ) -> T {
         let hash = self.hasher.hash_one(id);
         let mut shard = self.shard(hash).lock();
-        let mut entry = shard
-            .slots
-            .entry(hash, |slot| slot.terms.id == *id, |slot| self.hasher.hash_one(slot.terms.id))
-            .or_insert_with(|| Box::new(enter()));
-        let slot = entry.get_mut();
-        let before = Tally { known: false, exposure: Amount::ZERO, held: None };
-        let before = if slot.known || slot.work.is_some() { slot.tally() } else { before };
-        let answer = visit(slot);
-        slot.tidy();
-        let after = slot.tally();
-        if !slot.known && slot.work.is_none() {
-            drop(entry.remove());
-        }
+        let entry = shard.slots.entry(hash, |slot| slot.terms.id == *id, |slot| self.hasher.hash_one(slot.terms.id));
+        let (entry, before) = match entry {
+            Entry::Occupied(entry) => {
+                let before = entry.get().tally();
+                (entry, before)
+            }
+            Entry::Vacant(entry) => (entry.insert(Box::new(enter())), Tally::default()),
+        };
+        let (answer, after) = visited(entry, visit);
         self.account(&mut shard, &before, &after);
         answer
     }
@@ -400,6 +391,18 @@ impl Book {
             self.pressed.notify_one();
         }
     }
+}
+
+/// Visits an entry, and removes it where nothing is left of it.
+fn visited<T>(mut entry: OccupiedEntry<'_, Box<Slot>>, visit: impl FnOnce(&mut Slot) -> T) -> (T, Tally) {
+    let slot = entry.get_mut();
+    let answer = visit(slot);
+    slot.tidy();
+    let after = slot.tally();
+    if !slot.known && slot.work.is_none() {
+        drop(entry.remove());
+    }
+    (answer, after)
 }
 
 /// Whether an exposure has come near its limit and was not near it before.

@@ -455,3 +455,40 @@ const fn unsigned(number: i64) -> u64 {
 fn bad(column: &'static str) -> rusqlite::Error {
     rusqlite::Error::InvalidColumnName(format!("{column} holds an unknown value"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIDER: &[&str] = &[
+        STEPS[0],
+        "ALTER TABLE channels ADD COLUMN note TEXT; UPDATE channels SET note = 'kept'",
+        "CREATE TABLE more (a); SELECT * FROM nowhere",
+    ];
+
+    fn number(connection: &Connection, sql: &str) -> i64 {
+        connection.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn steps_that_are_missing_are_taken_and_a_failed_one_leaves_nothing() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        recognize(&connection).unwrap();
+        migrate(&mut connection, STEPS).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO sellers VALUES (1, 'n', 'a', 's', 6, x'', x'', x'', x'', x'', 1, x'');
+                 INSERT INTO channels VALUES (x'01', 1, x'', x'', 1, 1, 0, x'', x'', x'', 0, 0, x'', NULL, NULL, NULL, 0, 0)",
+            )
+            .unwrap();
+        migrate(&mut connection, STEPS).unwrap();
+        migrate(&mut connection, &WIDER[..2]).unwrap();
+        assert_eq!(number(&connection, "SELECT count(*) FROM channels WHERE note = 'kept'"), 1);
+        assert_eq!(number(&connection, "PRAGMA user_version"), 2);
+        assert!(migrate(&mut connection, WIDER).unwrap_err().contains("nowhere"));
+        assert_eq!(number(&connection, "PRAGMA user_version"), 2);
+        assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name = 'more'"), 0);
+        assert!(migrate(&mut connection, STEPS).unwrap_err().contains("newer Turnpike"));
+        recognize(&connection).unwrap();
+    }
+}

@@ -1,0 +1,401 @@
+//! The ledger's file: what was acknowledged is in it whatever happens, and it is opened by one process and understood
+//! or refused.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+#[path = "support/ledger.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use support::{deposit, entry, key, on_chain, seller, terms, voucher};
+use turnpike::amount::Amount;
+use turnpike::clock::{SystemClock, UnixMillis};
+use turnpike::ledger::channel::{OnChain, Seller, Terms, Voucher};
+use turnpike::ledger::sqlite::{Settings, SqliteStore};
+use turnpike::ledger::store::{
+    BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write,
+};
+use turnpike::ledger::{Ledger, Limits};
+use turnpike::scheme::svm::program::ChannelStatus;
+use turnpike::x402::key::Signature;
+
+fn store(path: &Path) -> SqliteStore {
+    SqliteStore::open(path, Settings { check: true, ..Settings::default() }).unwrap()
+}
+
+fn refused(path: &Path) -> String {
+    SqliteStore::open(path, Settings::default()).unwrap_err().to_string()
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    (folder, path)
+}
+
+async fn ledger(store: SqliteStore) -> Arc<Ledger> {
+    Ledger::open(Arc::new(store), Arc::new(SystemClock), Limits::default()).await.unwrap()
+}
+
+fn charged(ledger: &Ledger, number: u64) -> u64 {
+    ledger.channel(&terms(number).id).map_or(0, |channel| channel.charged.to_u64().unwrap())
+}
+
+fn record(number: u64, charged: u64) -> ChannelRecord {
+    ChannelRecord {
+        terms: terms(number),
+        on_chain: on_chain(1000, 0),
+        charged: charged.into(),
+        voucher: (charged > 0).then(|| voucher(charged)),
+        unclaimed_since: (charged > 0).then_some(UnixMillis(5)),
+        last_used: UnixMillis(6),
+        closed: false,
+    }
+}
+
+fn batch(id: u64, kind: BatchKind, state: BatchState) -> BatchRecord {
+    BatchRecord {
+        id,
+        kind,
+        lines: vec![(terms(1).id, Amount::new(u128::MAX)), (terms(2).id, Amount::ZERO)],
+        transaction: vec![0, 255, 7],
+        signature: Signature([8; 64]),
+        last_valid_block_height: u64::MAX,
+        state,
+        created_at: UnixMillis(-3),
+    }
+}
+
+/// Some of everything, with the greatest numbers.
+fn everything() -> (Vec<Write>, Snapshot) {
+    let dropped = BatchState::Dropped { why: "blockhash expired".to_owned() };
+    let batches = [
+        batch(1, BatchKind::Claim, BatchState::Confirmed),
+        batch(2, BatchKind::Distribute, dropped),
+        batch(3, BatchKind::Seal, BatchState::Signed),
+        batch(4, BatchKind::CleanUp, BatchState::Signed),
+    ];
+    let closed = ChannelRecord {
+        terms: Terms { salt: u64::MAX, open_slot: u64::MAX - 1, ..terms(2) },
+        on_chain: OnChain {
+            status: ChannelStatus::Distributed,
+            deposit: Amount::new(u128::MAX),
+            claimed: Amount::new(u128::MAX),
+            distributed: Amount::new(1 << 127),
+            closing_since: i64::MIN,
+            read_at: UnixMillis(i64::MAX),
+        },
+        charged: Amount::new(u128::MAX),
+        voucher: Some(Voucher { cumulative: Amount::new(u128::MAX), signature: Signature([255; 64]) }),
+        unclaimed_since: None,
+        last_used: UnixMillis(-1),
+        closed: true,
+    };
+    let other = Arc::new(Seller { withdraw_delay: u32::MAX, pay_to: key(66, 6), ..(*seller()).clone() });
+    let metered = [
+        MeteredRecord { terms: terms(7), deposit: 5u64.into(), expires_at: i64::MAX, charge: None, close: None },
+        MeteredRecord {
+            terms: Terms { seller: other, ..terms(8) },
+            deposit: 5u64.into(),
+            expires_at: 1,
+            charge: Some(Amount::ZERO),
+            close: Some((Signature([3; 64]), u64::MAX)),
+        },
+    ];
+    let channels = vec![record(1, 10), closed];
+    let mut writes: Vec<_> = channels.iter().cloned().map(|channel| Write::Channel(Box::new(channel))).collect();
+    writes.extend(batches.iter().cloned().map(|batch| Write::Batch(Box::new(batch))));
+    writes.extend(metered.iter().cloned().map(|metered| Write::Metered(Box::new(metered))));
+    let open = batches.into_iter().filter(|batch| batch.state == BatchState::Signed).collect();
+    (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4 })
+}
+
+fn assert_same(found: Snapshot, expected: &Snapshot) {
+    let sorted = |channels: &[ChannelRecord]| {
+        let mut channels = channels.to_vec();
+        channels.sort_by_key(|channel| channel.terms.id);
+        channels
+    };
+    assert_eq!(sorted(&found.channels), sorted(&expected.channels));
+    assert_eq!(found.batches, expected.batches);
+    assert_eq!(found.metered, expected.metered);
+    assert_eq!(found.last_batch, expected.last_batch);
+}
+
+#[tokio::test]
+async fn everything_comes_back_as_it_was() {
+    let (_folder, path) = folder();
+    let (writes, expected) = everything();
+    let first = store(&path);
+    assert_same(first.load().await.unwrap(), &Snapshot::default());
+    first.write(writes).await.unwrap();
+    assert_same(first.load().await.unwrap(), &expected);
+    drop(first);
+    let second = store(&path);
+    assert_same(second.load().await.unwrap(), &expected);
+    let newest = second.batches(3).await.unwrap();
+    assert_eq!(newest.iter().map(|batch| batch.id).collect::<Vec<_>>(), [4, 3, 2]);
+    let updated = ChannelRecord { charged: 30u64.into(), voucher: Some(voucher(30)), ..record(1, 30) };
+    let signed = batch(3, BatchKind::Seal, BatchState::Confirmed);
+    let forget = vec![
+        Write::ForgetChannel(terms(2).id),
+        Write::ForgetMetered(terms(7).id),
+        Write::ForgetMetered(terms(8).id),
+        Write::Channel(Box::new(updated.clone())),
+        Write::Batch(Box::new(signed)),
+    ];
+    second.write(forget).await.unwrap();
+    let left = batch(4, BatchKind::CleanUp, BatchState::Signed);
+    let expected = Snapshot { channels: vec![updated], batches: vec![left], metered: Vec::new(), last_batch: 4 };
+    assert_same(second.load().await.unwrap(), &expected);
+}
+
+/// `tests/fixtures/ledger-v1.sqlite` was written by the first released form of the tables, by [`write_fixture`].
+#[tokio::test]
+async fn a_file_of_the_first_form_is_understood() {
+    let (_folder, path) = folder();
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v1.sqlite"), &path).unwrap();
+    assert_same(store(&path).load().await.unwrap(), &everything().1);
+}
+
+#[tokio::test]
+#[ignore = "writes the fixture; to be run once for each form of the tables, under a new name"]
+async fn write_fixture() {
+    let (_folder, path) = folder();
+    store(&path).write(everything().0).await.unwrap();
+    std::fs::copy(&path, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v1.sqlite")).unwrap();
+}
+
+#[tokio::test]
+async fn one_process_at_a_time() {
+    let (_folder, path) = folder();
+    let first = store(&path);
+    let error = refused(&path);
+    assert!(error.contains("ledger.db") && error.contains("in use by another process"), "{error}");
+    first.write(everything().0).await.unwrap();
+    drop(first);
+    store(&path).load().await.unwrap();
+}
+
+#[test]
+fn what_is_not_a_ledger_of_ours_is_refused_and_left_alone() {
+    let (folder, path) = folder();
+    drop(store(&path));
+    let newer = rusqlite::Connection::open(&path).unwrap();
+    newer.pragma_update(None, "user_version", 99).unwrap();
+    drop(newer);
+    let error = refused(&path);
+    assert!(error.contains("newer Turnpike") && error.contains("form 99"), "{error}");
+
+    let foreign = folder.path().join("foreign.db");
+    rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE mine (a)").unwrap();
+    let before = std::fs::read(&foreign).unwrap();
+    assert!(refused(&foreign).contains("not a ledger"));
+    assert_eq!(std::fs::read(&foreign).unwrap(), before);
+
+    let garbage = folder.path().join("garbage.db");
+    std::fs::write(&garbage, "these are not the bytes you are looking for".repeat(100)).unwrap();
+    assert!(refused(&garbage).contains("cannot be read as a ledger"));
+
+    let nowhere = folder.path().join("no/such/folder.db");
+    assert!(refused(&nowhere).contains("no/such/folder.db"));
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_refused_when_it_is_checked() {
+    let (_folder, path) = folder();
+    let first = store(&path);
+    let many = (0..200).map(|number| Write::Channel(Box::new(record(number, 10)))).collect();
+    first.write(many).await.unwrap();
+    drop(first);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.len() - 4096;
+    bytes[at..at + 100].fill(0x55);
+    std::fs::write(&path, bytes).unwrap();
+    let error = SqliteStore::open(&path, Settings { check: true, ..Settings::default() }).unwrap_err().to_string();
+    assert!(error.contains("damaged") && error.contains("backup"), "{error}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn only_the_owner_can_read_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let (folder, path) = folder();
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let store = store(&path);
+    store.write(everything().0).await.unwrap();
+    let mut files = 0;
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        let file = file.unwrap();
+        files += 1;
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+    }
+    assert!(files >= 3, "file, log and lock");
+}
+
+#[tokio::test]
+async fn after_a_failure_nothing_is_written_any_more() {
+    let (_folder, path) = folder();
+    let ledger = ledger(store(&path)).await;
+    ledger.adopt(terms(1), on_chain(1000, 0));
+    let held = ledger.reserve(entry(1, 10, 10)).await.unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute_batch("ALTER TABLE channels RENAME TO elsewhere").unwrap();
+    let error = held.commit(None).await.unwrap_err().to_string();
+    assert!(error.contains("ledger.db") && error.contains("then restart"), "{error}");
+    rusqlite::Connection::open(&path).unwrap().execute_batch("ALTER TABLE elsewhere RENAME TO channels").unwrap();
+    assert_eq!(charged(&ledger, 1), 0);
+    assert!(ledger.health().is_err());
+    ledger.observe(&terms(1).id, on_chain(1000, 1)).await.unwrap_err();
+    drop(ledger);
+    assert!(store(&path).load().await.unwrap().channels.is_empty());
+}
+
+#[tokio::test]
+async fn writes_of_one_channel_keep_their_order() {
+    let (_folder, path) = folder();
+    let store = SqliteStore::open(&path, Settings { writes_waiting_max: 8, ..Settings::default() }).unwrap();
+    let mut writes = Vec::new();
+    for charged in 1..=300u64 {
+        let mut write = Box::pin(store.write(vec![Write::Channel(Box::new(record(1, charged)))]));
+        // The first poll is the call.
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(write.as_mut().poll(cx))).await;
+        if polled.is_pending() {
+            writes.push(write);
+        }
+    }
+    for write in writes {
+        write.await.unwrap();
+    }
+    assert_eq!(store.load().await.unwrap().channels[0].charged, 300u64.into());
+}
+
+#[tokio::test]
+async fn loading_stops_when_nobody_wants_more() {
+    let (_folder, path) = folder();
+    let store = store(&path);
+    let many = (0..20_000).map(|number| Write::Channel(Box::new(record(number, 10)))).collect();
+    store.write(many).await.unwrap();
+    let mut seen = 0;
+    let mut take = |_| {
+        seen += 1;
+        if seen == 5 { Err(StoreError("enough".to_owned())) } else { Ok(()) }
+    };
+    assert_eq!(store.load_each(&mut take).await.unwrap_err(), StoreError("enough".to_owned()));
+    assert_eq!(seen, 5);
+    assert_eq!(store.load().await.unwrap().channels.len(), 20_000);
+}
+
+/// Charges six channels as fast as it can, and says so after each charge, until it is killed.
+#[test]
+#[ignore = "run as a process of its own by killed_while_charging"]
+fn a_process_that_charges() {
+    let Ok(path) = std::env::var("TURNPIKE_TEST_LEDGER") else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let ledger = ledger(store(Path::new(&path))).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 1..=6 {
+            let ledger = Arc::clone(&ledger);
+            tasks.spawn(async move {
+                if ledger.channel(&terms(number).id).is_none() {
+                    let opening = ledger.reserve(deposit(number, 1, 1, 1_000_000)).await.unwrap();
+                    opening.commit(Some(on_chain(1_000_000, 0))).await.unwrap();
+                }
+                loop {
+                    let next = charged(&ledger, number) + 1;
+                    let receipt = ledger.reserve(entry(number, next, 1)).await.unwrap().commit(None).await.unwrap();
+                    let line = format!("told {number} {}\n", receipt.channel.charged);
+                    std::io::stdout().write_all(line.as_bytes()).unwrap();
+                }
+            });
+        }
+        tasks.join_next().await
+    });
+}
+
+#[tokio::test]
+async fn killed_while_charging() {
+    let (_folder, path) = folder();
+    let mut told = [0u64; 7];
+    for round in 0..4 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_process_that_charges", "--ignored", "--nocapture", "--quiet"])
+            .env("TURNPIKE_TEST_LEDGER", &path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut heard = 0;
+        // The lines that were on their way when it died were told too.
+        for line in lines {
+            let line = line.unwrap();
+            let mut words = line.split_whitespace().skip_while(|word| *word != "told").skip(1);
+            let Some(number) = words.next().and_then(|word| word.parse::<usize>().ok()) else { continue };
+            told[number] = words.next().unwrap().parse().unwrap();
+            heard += 1;
+            if heard == 40 + 37 * round {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        assert!(heard >= 40, "it charged");
+        let ledger = ledger(store(&path)).await;
+        for number in 1..=6u64 {
+            let told = told[usize::try_from(number).unwrap()];
+            let charged = charged(&ledger, number);
+            assert!(charged == told || charged == told + 1, "channel {number}: told {told}, found {charged}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// The power goes at any byte of the log: every charge that was acknowledged while the log was shorter is there, and
+    /// the channels are as they were at some moment.
+    #[test]
+    fn power_lost_at_any_byte(cut in 0u64..=1000, torn in any::<u8>()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (folder, path) = folder();
+            let log = folder.path().join("ledger.db-wal");
+            let first = ledger(store(&path)).await;
+            let base = std::fs::metadata(&log).map_or(0, |file| file.len());
+            let mut told = Vec::new();
+            for number in 1..=3 {
+                first.adopt(terms(number), on_chain(1000, 0));
+            }
+            for step in 1..=8u64 {
+                for number in 1..=3 {
+                    let next = first.reserve(entry(number, step, 1)).await.unwrap();
+                    next.commit(None).await.unwrap();
+                    told.push((std::fs::metadata(&log).unwrap().len(), number, step));
+                }
+            }
+            let image = std::fs::read(&log).unwrap();
+            let length = u64::try_from(image.len()).unwrap();
+            let at = base + (length - base) * cut / 1000;
+            let after = folder.path().join("after.db");
+            std::fs::copy(&path, &after).unwrap();
+            let mut image = image[..usize::try_from(at).unwrap()].to_vec();
+            image.extend([torn; 100]);
+            std::fs::write(folder.path().join("after.db-wal"), image).unwrap();
+            let after = ledger(store(&after)).await;
+            let found: Vec<u64> = (1..=3).map(|number| charged(&after, number)).collect();
+            for (length, number, step) in told {
+                if length <= at {
+                    let found = found[usize::try_from(number - 1).unwrap()];
+                    prop_assert!(found >= step, "channel {number}: {step} was told at {length} of {at}, {found} found");
+                }
+            }
+            prop_assert!(found.is_sorted_by(|a, b| a >= b) && found[0] - found[2] <= 1, "one moment: {found:?}");
+            Ok::<(), TestCaseError>(())
+        })?;
+    }
+}
