@@ -374,6 +374,21 @@ async fn blockhash_and_rent_are_remembered() {
 }
 
 #[tokio::test]
+async fn a_blockhash_is_kept_at_hand_until_nobody_needs_it() {
+    let (double, url) = Double::start().await;
+    double.on("getLatestBlockhash", [blockhash(1), Reply::Status(500, None), blockhash(2), blockhash(3)]);
+    let rpc = SvmRpc::new(SvmRpcOptions { blockhash_age_max: Duration::from_millis(10), ..options(&[&url]) }).unwrap();
+    let task = rpc.keep_fresh();
+    // `cached_blockhash` would ask for a refresh itself; what the double was asked shows that nobody needs to.
+    while double.asked("getLatestBlockhash").len() < 5 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rpc.latest_blockhash().await.unwrap().hash, [3; 32]);
+    drop(rpc);
+    task.await.unwrap();
+}
+
+#[tokio::test]
 async fn confirmation_waits_for_the_vote_and_reads_nothing_older() {
     let (double, url) = Double::start().await;
     let rpc = rpc(&[&url]);
