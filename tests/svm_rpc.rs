@@ -99,7 +99,7 @@ async fn answer(State(double): State<Arc<Double>>, body: String) -> Response {
 
 fn options(endpoints: &[&str]) -> SvmRpcOptions {
     SvmRpcOptions {
-        attempt_timeout: Duration::from_millis(250),
+        attempt_timeout: Duration::from_millis(800),
         call_timeout: Duration::from_secs(5),
         rounds_max: 2,
         pace: Pace {
