@@ -310,8 +310,7 @@ impl World {
         }
         let signer = Arc::new(FakeSigner::default());
         let clock = Arc::new(ManualClock::new(UnixMillis(NOW_SECONDS * 1_000)));
-        let facilitator =
-            LocalFacilitator::new(chain.clone(), signer.clone(), seller, clock.clone() as Arc<dyn Clock>).unwrap();
+        let facilitator = LocalFacilitator::new(chain.clone(), signer.clone(), seller, clock.clone()).unwrap();
         Self { chain, signer, clock, facilitator: Arc::new(facilitator), terms, scheme }
     }
 
@@ -684,7 +683,8 @@ async fn a_replayed_top_up_is_not_counted_twice() {
 async fn a_deposit_that_surely_failed_may_be_tried_again() {
     let world = World::upto();
     let accepted = world.accept(true).await.unwrap();
-    let rows: [(fn(&mut State), &str); 4] = [
+    type Change = fn(&mut State);
+    let rows: [(Change, &str); 4] = [
         (|s| s.sends.push_back(Err(ChainError::Refused("\"BlockhashNotFound\"".into()))), "BlockhashNotFound"),
         (|s| s.sends.push_back(Err(ChainError::Refused("\"AccountInUse\"".into()))), "AccountInUse"),
         (|s| s.confirmations.push_back(Ok(Confirmation::Failed { error: "Custom(1)".into() })), "Custom(1)"),
@@ -953,13 +953,8 @@ async fn a_metered_close_that_does_not_fit_is_refused() {
 #[test]
 fn a_facilitator_signs_only_for_its_own_key() {
     let seller = Arc::new(Seller { receiver_authorizer: public(7), ..seller() });
-    let clock = Arc::new(ManualClock::default());
-    let made = LocalFacilitator::new(
-        Arc::new(FakeChain::default()),
-        Arc::new(FakeSigner::default()),
-        seller,
-        clock as Arc<dyn Clock>,
-    );
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::default());
+    let made = LocalFacilitator::new(Arc::new(FakeChain::default()), Arc::new(FakeSigner::default()), seller, clock);
     let expected =
         LocalFacilitatorError::ForeignKey { role: "receiver authorizer", named: public(7), signs: public(GROUP) };
     assert_eq!(made.err(), Some(expected));

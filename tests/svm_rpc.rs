@@ -99,7 +99,7 @@ async fn answer(State(double): State<Arc<Double>>, body: String) -> Response {
 
 fn options(endpoints: &[&str]) -> SvmRpcOptions {
     SvmRpcOptions {
-        attempt_timeout: Duration::from_millis(250),
+        attempt_timeout: Duration::from_millis(800),
         call_timeout: Duration::from_secs(5),
         rounds_max: 2,
         pace: Pace {
@@ -371,6 +371,21 @@ async fn blockhash_and_rent_are_remembered() {
     assert_eq!(rpc.rent(256).await, Ok(2_672_640));
     assert_eq!(double.asked("getMinimumBalanceForRentExemption").len(), 1);
     assert!(double.asked("getLatestBlockhash").len() <= 2, "one call, and at most one refresh");
+}
+
+#[tokio::test]
+async fn a_blockhash_is_kept_at_hand_until_nobody_needs_it() {
+    let (double, url) = Double::start().await;
+    double.on("getLatestBlockhash", [blockhash(1), Reply::Status(500, None), blockhash(2), blockhash(3)]);
+    let rpc = SvmRpc::new(SvmRpcOptions { blockhash_age_max: Duration::from_millis(10), ..options(&[&url]) }).unwrap();
+    let task = rpc.keep_fresh();
+    // `cached_blockhash` would ask for a refresh itself; what the double was asked shows that nobody needs to.
+    while double.asked("getLatestBlockhash").len() < 5 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rpc.latest_blockhash().await.unwrap().hash, [3; 32]);
+    drop(rpc);
+    task.await.unwrap();
 }
 
 #[tokio::test]

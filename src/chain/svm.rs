@@ -43,6 +43,8 @@ const SIGNATURES_PER_CALL_MAX: usize = 256;
 const SEEN_SLOT_KEPT: Duration = Duration::from_secs(60);
 /// The most sizes whose rent is remembered.
 const RENT_SIZES_MAX: usize = 64;
+/// The shortest pause between two refreshes of the blockhash.
+const REFRESH_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// How many decoded accounts of a scan are worked through before other tasks get a turn.
 const SCAN_STRIDE: usize = 128;
 
@@ -219,6 +221,25 @@ impl SvmRpc {
     #[must_use]
     pub fn health(&self) -> Vec<EndpointHealth> {
         self.0.client.health()
+    }
+
+    /// Fetches a blockhash now and again as it ages, until the last clone of this is dropped: a challenge then always
+    /// has one to offer, and a client without an endpoint of its own can pay. Must be called within a tokio runtime.
+    pub fn keep_fresh(&self) -> tokio::task::JoinHandle<()> {
+        let pause = (self.0.options.blockhash_age_max / 2).max(REFRESH_PAUSE_MIN);
+        let weak = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            while let Some(inner) = weak.upgrade() {
+                let chain = Self(inner);
+                let in_turn = chain.0.fetching.lock().await;
+                if let Err(error) = chain.fetch_blockhash().await {
+                    tracing::debug!(%error, "the blockhash could not be refreshed");
+                }
+                drop(in_turn);
+                drop(chain);
+                tokio::time::sleep(pause).await;
+            }
+        })
     }
 
     fn pace(&self) -> Pace {
