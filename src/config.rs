@@ -5,7 +5,7 @@
 //! [`FILE_BYTES_MAX`]. What the file means is explained key by key in `config/example.yaml`.
 //!
 //! Text values may hold `${NAME}`, which stands for an environment variable; `$$` stands for one `$`. A message shows
-//! a value as it is written in the file, so what a variable holds is never shown. Paths are relative to the file.
+//! a value as it is written in the file, so what a variable holds is not shown. Paths are relative to the file.
 
 mod money;
 mod network;

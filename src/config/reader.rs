@@ -1,8 +1,8 @@
 //! Reading a tree key by key: what is taken is known, what is left over is an unknown key, and whatever is wrong is
 //! noted and read past, so that one pass finds every problem.
 //!
-//! No message shows a value other than as it stands in the file, with `${NAME}` unfilled; values of keys that may hold
-//! a secret are not shown at all.
+//! No message shows a value other than as it stands in the file, with `${NAME}` unfilled, but for a token's symbol,
+//! addresses and durations once they have been read as such. Values of keys that may hold a secret are never shown.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};

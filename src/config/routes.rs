@@ -73,7 +73,7 @@ pub(super) fn read(root: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<
     let twice = conflicts(&claims);
     for &(first, second) in &twice {
         if let (Some(first), Some((_, item))) = (routes.get(first), patterns.get(second)) {
-            let what = format!("matches the same requests as the route {} in line {}.", first.path, first.line);
+            let what = format!("matches the same requests as the route in line {}.", first.line);
             item.problem(what, "Keep one of the two, or limit them to different methods or hosts.");
         }
     }
