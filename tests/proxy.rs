@@ -3,6 +3,8 @@
 //!
 //! `proxy/localhost.pem` and its key are for these tests only; nothing else trusts them.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it needs by stopping")]
+
 #[path = "proxy/balance.rs"]
 mod balance;
 #[path = "proxy/draining.rs"]

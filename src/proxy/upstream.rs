@@ -175,7 +175,7 @@ struct Upstream {
 }
 
 enum Endpoints {
-    One(Mutex<Pool>),
+    One(Box<Mutex<Pool>>),
     Several(Mutex<Balanced>, Vec<Arc<Health>>),
 }
 
@@ -200,7 +200,7 @@ impl Upstream {
         let health: Vec<_> = pools.iter().map(Pool::health).collect();
         let endpoints = match pools.pop() {
             None => return Err(NoEndpoint),
-            Some(only) if pools.is_empty() => Endpoints::One(Mutex::new(only)),
+            Some(only) if pools.is_empty() => Endpoints::One(Box::new(Mutex::new(only))),
             Some(last) => {
                 pools.push(last);
                 let counted = pools.into_iter().map(|pool| PendingRequests::new(pool, UntilTheBodyEnds)).collect();
