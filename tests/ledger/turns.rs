@@ -200,7 +200,7 @@ async fn nothing_is_lost_or_served_twice_under_load() {
                     let cumulative = charged(&ledger, number) + 10 * (1 + (worker + round) % 3);
                     let attempt = async {
                         let Ok(held) = ledger.reserve(entry(number, cumulative, 10)).await else { return };
-                        if (worker + round) % 5 == 0 {
+                        if (worker + round).is_multiple_of(5) {
                             tokio::task::yield_now().await;
                             return held.release();
                         }
@@ -208,7 +208,7 @@ async fn nothing_is_lost_or_served_twice_under_load() {
                             assert!(delivered.lock().insert((number, cumulative)), "served twice");
                         }
                     };
-                    if (worker * 7 + round) % 4 == 0 {
+                    if (worker * 7 + round).is_multiple_of(4) {
                         // Polled a few times at most, then dropped wherever it is.
                         let mut attempt = pin!(attempt);
                         for _ in 0..round % 3 {
