@@ -49,7 +49,7 @@ async fn a_voucher_is_charged_and_says_so() {
                 },
             })
         );
-        assert!(matches!(answer.verdict, Verdict::Charged(paid) if paid.amount == Amount::new(1000)));
+        assert!(matches!(answer.verdict, Verdict::Charged { paid, .. } if paid.amount == Amount::new(1000)));
     }
     assert_eq!(house.ledger.channel(&client.terms.id).unwrap().charged, Amount::new(3000));
     assert_eq!(house.facilitator.count("read_channel"), 1, "the chain is asked once for a fresh channel");
