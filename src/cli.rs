@@ -10,6 +10,7 @@ pub mod init;
 pub mod keygen;
 pub mod output;
 pub mod pay;
+pub mod sandbox;
 pub mod serve;
 
 use std::ffi::OsString;
@@ -46,6 +47,8 @@ enum Command {
     Keygen(KeygenArgs),
     /// Pay for an HTTP resource (sandbox and test networks)
     Pay(pay::Args),
+    /// Run the sandbox chain by itself
+    Sandbox(sandbox::Args),
     /// List the channels of a running Turnpike
     Channels(admin::ChannelsArgs),
     /// Settle what is due now, on a running Turnpike
@@ -101,6 +104,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve::run(args, &mut output),
         Command::Keygen(args) => made_key(&args, &mut output),
         Command::Pay(args) => pay::run(args, &mut output),
+        Command::Sandbox(args) => sandbox::run(&args, &mut output),
         Command::Channels(args) => admin::channels(&args, &mut output),
         Command::Settle(args) => admin::settle(&args, &mut output),
     };

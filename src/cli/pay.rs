@@ -15,6 +15,8 @@ use crate::client::channel::ClientChannel;
 use crate::client::http::Request;
 use crate::client::{Client, Spending};
 
+/// What a sandbox gives a new wallet, in atomic units.
+const SANDBOX_FUNDS: u64 = 5_000_000;
 /// The largest answer that is printed.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -78,8 +80,12 @@ async fn pay(args: Args, output: &mut Output) -> Result<(), Failure> {
     let deposit = Amount::from(args.deposit);
     let spending = Spending { call_max: Amount::from(args.max_price), deposit, deposit_max: deposit };
     let client = Client::new(key, Arc::new(chain), spending).map_err(Failure::failed)?;
-    if fresh && !args.json {
-        output.line(format_args!("new wallet {} in {}", client.address(), args.wallet.display()));
+    if fresh {
+        let funded = fund(&args.rpc_url, &client).await;
+        if !args.json {
+            let note = if funded { ", which the sandbox has given 5 USDC" } else { "; fund it before it can pay" };
+            output.line(format_args!("new wallet {} in {}{note}", client.address(), args.wallet.display()));
+        }
     }
     let state = args.wallet.with_extension("channels.json");
     for channel in load(&state)? {
@@ -122,13 +128,26 @@ async fn calls(client: &Client, args: &Args, request: &Request, output: &mut Out
     Ok(())
 }
 
+/// Asks a sandbox for tokens; any other chain knows no such method.
+async fn fund(rpc_url: &str, client: &Client) -> bool {
+    let call = serde_json::json!({
+        "jsonrpc": "2.0", "id": 1, "method": "sandbox_mintTo", "params": [client.address(), SANDBOX_FUNDS],
+    });
+    let Ok(uri) = rpc_url.parse() else { return false };
+    let mut headers = HeaderMap::new();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let request = Request { method: Method::POST, uri, headers, body: call.to_string().into() };
+    let Ok(response) = client.ask(&request).await else { return false };
+    let Ok(body) = response.bytes(BODY_BYTES_MAX).await else { return false };
+    serde_json::from_slice::<serde_json::Value>(&body).is_ok_and(|answer| answer["result"].is_string())
+}
+
 /// The client's error, with the one remedy that a newcomer needs most.
 fn explain(error: &crate::client::ClientError, client: &Client) -> Failure {
     let text = error.to_string();
     if text.contains(crate::x402::Reason::InsufficientFunds.as_str()) {
         return Failure::failed(format_args!(
-            "{text}. Wallet {} holds too few tokens: fund it, on a sandbox with `turnpike fund {}`",
-            client.address(),
+            "{text}. Wallet {} holds too few tokens: fund it; on a sandbox a new wallet (--wallet) is given some",
             client.address()
         ));
     }

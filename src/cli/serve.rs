@@ -50,7 +50,7 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
 }
 
 /// Resolves on SIGTERM or SIGINT.
-async fn stop_signal() -> Result<(), Failure> {
+pub(super) async fn stop_signal() -> Result<(), Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -202,7 +202,7 @@ impl Troubles {
     /// One of these has failed: each is tried alone, at once.
     pub fn split(&mut self, channels: impl Iterator<Item = Key>, kind: BatchKind, error: &str, now: UnixMillis) {
         for channel in channels {
-            self.entry(channel, kind, error, false);
+            self.entry(channel, kind, error, true);
             self.wait(&channel, now);
         }
     }

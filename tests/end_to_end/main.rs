@@ -1,0 +1,8 @@
+//! What a user does, with the real binary in processes of its own: serving, paying, failing, being killed, being
+//! scraped, and being paid by the reference client.
+
+mod crash;
+mod interop;
+mod monitoring;
+mod serving;
+mod support;
