@@ -105,7 +105,11 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
         .filter(|part| part.vital)
         .filter_map(|part| part.state.err().map(|why| format!("{}: {why}\n", part.name)))
         .collect();
-    if wrong.is_empty() { "ready\n".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, wrong.concat()).into_response() }
+    if wrong.is_empty() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, wrong.concat()).into_response()
+    }
 }
 
 async fn health(State(admin): State<Arc<Admin>>) -> Response {

@@ -107,7 +107,13 @@ impl Running {
         let sandbox = start_sandbox(&config).await?;
 
         let (store_path, temporary) = store_path(&config)?;
-        let store = Arc::new(SqliteStore::open(&store_path, sqlite::Settings::default()).start("store")?);
+        let store = Arc::new(
+            SqliteStore::open(
+                &store_path,
+                sqlite::Settings { telemetry: Some(Arc::clone(&telemetry)), ..Default::default() },
+            )
+            .start("store")?,
+        );
         let ledger = Ledger::open(store, Arc::clone(&clock), limits(&config)).await.start("ledger")?;
 
         let mut accounts = Vec::new();
@@ -124,7 +130,12 @@ impl Running {
             facilitators.push((account.seller.network.clone(), Arc::new(facilitator)));
             accounts.push(account);
         }
-        let gate = Gate::new(Arc::clone(&ledger), facilitators, clock, GateOptions::default());
+        let gate = Gate::new(
+            Arc::clone(&ledger),
+            facilitators,
+            clock,
+            GateOptions { telemetry: Some(Arc::clone(&telemetry)), ..GateOptions::default() },
+        );
         gate.recover();
 
         let accounts = Arc::new(accounts);
@@ -393,7 +404,9 @@ async fn warn_of_missing_funds(chain: &dyn Chain, seller: &Seller) {
             }
         }
         Ok(_) => {}
-        Err(error) => tracing::warn!(network = %seller.network, %error, "the chain cannot be reached: deposits and settlement wait for it"),
+        Err(error) => {
+            tracing::warn!(network = %seller.network, %error, "the chain cannot be reached: deposits and settlement wait for it")
+        }
     }
 }
 
@@ -408,7 +421,8 @@ fn serve(
     let routes: Vec<_> = config.routes.iter().map(|route| route.resolve(&sellers)).collect();
     let metrics = Metrics::new(Arc::clone(telemetry), &routes);
     let table = RouteTable::build(routes, config.default).start("routes")?;
-    let options = LayerOptions { public_url: config.public_url.as_ref().map(|url| url.to_string().into()), cors: cors(config) };
+    let options =
+        LayerOptions { public_url: config.public_url.as_ref().map(|url| url.to_string().into()), cors: cors(config) };
     let layer = TurnpikeLayer::new(Arc::clone(gate), Table(Arc::new(table)), options);
     let (default, named) = upstreams(config)?;
     // Made once here, so that what is wrong is said at start; each thread makes its own, with its own connections.
@@ -438,7 +452,8 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
     let tls = match &config.tls {
         None => None,
         Some(files) => {
-            let read = |path: &std::path::Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+            let read =
+                |path: &std::path::Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
             let chain = read(&files.cert_file).start("tls.cert_file")?;
             let key = read(&files.key_file).start("tls.key_file")?;
             Some(proxy::tls::Identity::from_pem(&chain, &key).start("tls")?)
@@ -557,7 +572,9 @@ async fn settle_all(accounts: &[Account]) -> Settled {
         }
         settled.failures = settled.failures.saturating_add(report.stuck.len()).saturating_add(report.unknown());
         for stuck in &report.stuck {
-            settled.lines.push(format!("channel {} waits after {} failures: {}", stuck.channel, stuck.attempts, stuck.error));
+            settled
+                .lines
+                .push(format!("channel {} waits after {} failures: {}", stuck.channel, stuck.attempts, stuck.error));
         }
         if let Some(why) = &report.held {
             settled.lines.push(format!("nothing new is started: {why}"));
@@ -582,7 +599,9 @@ fn batch_line(batch: &settlement::BatchReport, seller: &Seller) -> String {
             seller.asset.symbol
         ),
         settlement::Outcome::Dropped { why } => format!("{kind} of {channels} channel(s) dropped: {why}"),
-        settlement::Outcome::Unknown { why } => format!("{kind} of {channels} channel(s) sent, not yet confirmed: {why}"),
+        settlement::Outcome::Unknown { why } => {
+            format!("{kind} of {channels} channel(s) sent, not yet confirmed: {why}")
+        }
         settlement::Outcome::Refused { why } => format!("{kind} of {channels} channel(s) not signed: {why}"),
     }
 }

@@ -41,6 +41,7 @@ use crate::amount::Amount;
 use crate::clock::Clock;
 use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
+use crate::telemetry::Telemetry;
 use crate::x402::header;
 use crate::x402::key::Signature;
 use crate::x402::wire::{PaymentPayload, PaymentRequired, SettlementResponse, X402_VERSION};
@@ -63,6 +64,8 @@ pub struct Options {
     pub hints: bool,
     /// How the gate tries again what the chain did not confirm.
     pub retry: Retry,
+    /// Where the steps of a payment are timed.
+    pub telemetry: Option<Arc<Telemetry>>,
 }
 
 /// How the gate tries again what the chain did not confirm.
@@ -93,6 +96,7 @@ impl Default for Options {
                 tries_in_request_max: 4,
                 landing_max: Duration::from_secs(120),
             },
+            telemetry: None,
         }
     }
 }

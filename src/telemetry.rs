@@ -143,7 +143,6 @@ telemetry! {
     exposure_max: Gauge = gauge("turnpike_exposure_limit_atomic", "The configured limit of exposure; 0 where there is none.");
     store_seconds: Histogram = histogram("turnpike_store_commit_duration_seconds", "Seconds that a group of writes took to be durable.", FAST_BUCKETS);
     store_writes: Histogram = histogram("turnpike_store_commit_writes", "Writes that shared one flush to disk.", COUNT_BUCKETS);
-    store_queue: Gauge = gauge("turnpike_store_queue", "Writes that wait for the store.");
     batches: CounterVec = counters("turnpike_settlement_batches_total", "Settlement batches by kind and the state they reached.", &["kind", "state"]);
     batches_open: Gauge = gauge("turnpike_settlement_batches_open", "Settlement batches that were signed and are not yet confirmed or dropped.");
     batch_seconds: HistogramVec = histograms("turnpike_settlement_batch_duration_seconds", "Seconds from a batch's signature to its confirmation.", &["kind"], SLOW_BUCKETS);
@@ -156,7 +155,6 @@ telemetry! {
     signer_up: Gauge = gauge("turnpike_signer_quorum", "1 while a quorum of shares can sign.");
     rpc_requests: CounterVec = counters("turnpike_rpc_requests_total", "Calls of the chain's JSON-RPC.", &["endpoint", "method", "outcome"]);
     rpc_seconds: HistogramVec = histograms("turnpike_rpc_duration_seconds", "Seconds that calls of the chain's JSON-RPC took.", &["endpoint"], SLOW_BUCKETS);
-    connections: Gauge = gauge("turnpike_connections", "Client connections that are open.");
     draining: Gauge = gauge("turnpike_draining", "1 once shutdown has begun.");
 }
 
@@ -183,6 +181,24 @@ fn histogram(name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prome
 
 fn histograms(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec, prometheus::Error> {
     HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)
+}
+
+/// Somebody who waits, counted until dropped.
+pub struct Waiting(Gauge);
+
+impl Waiting {
+    /// Counts one more.
+    #[must_use]
+    pub fn begin(gauge: &GenericGauge<AtomicI64>) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// An amount as a metric's value; what does not fit is shown as the greatest value.

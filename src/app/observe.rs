@@ -101,7 +101,12 @@ impl Signer for Timed {
         self.telemetry.signing_seconds.with_label_values(&[kind]).observe(started.elapsed().as_secs_f64());
         if let Err(SignerError::Refused { rule, detail }) = &signed {
             self.telemetry.signing_refusals.with_label_values(&[rule]).inc();
-            tracing::error!(kind, rule, detail, "the signer refuses what the proxy asks: compare signer and routes in the configuration");
+            tracing::error!(
+                kind,
+                rule,
+                detail,
+                "the signer refuses what the proxy asks: compare signer and routes in the configuration"
+            );
         }
         signed
     }

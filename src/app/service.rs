@@ -31,7 +31,8 @@ pub(super) struct Table(pub(super) Arc<RouteTable>);
 
 impl Routes for Table {
     fn find(&self, parts: &Parts) -> RouteMatch {
-        let host = parts.uri.host().or_else(|| parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
+        let host =
+            parts.uri.host().or_else(|| parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
         match self.0.find(host, &parts.method, parts.uri.path()) {
             Match::Matched(route) => {
                 if let Some(found) = parts.extensions.get::<Found>() {

@@ -86,7 +86,8 @@ pub fn channels(args: &ChannelsArgs, output: &mut Output) -> Result<(), Failure>
         output.line(&answer);
         return Ok(());
     }
-    let mut rows = vec![["channel", "payer", "deposit", "charged", "claimed", "exposure", "status"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["channel", "payer", "deposit", "charged", "claimed", "exposure", "status"].map(str::to_owned).to_vec()];
     for row in list(&answer["channels"]) {
         let amounts = ["deposit", "charged", "claimed", "exposure"].map(|field| number(&row[field]));
         let mut cells = vec![text(&row["channel"]), text(&row["payer"])];
@@ -96,7 +97,8 @@ pub fn channels(args: &ChannelsArgs, output: &mut Output) -> Result<(), Failure>
     }
     output.table(&rows);
     let shown = list(&answer["channels"]).len();
-    let summary = format!("{shown} of {} channels, exposure {} atomic units", answer["total"], number(&answer["exposure"]));
+    let summary =
+        format!("{shown} of {} channels, exposure {} atomic units", answer["total"], number(&answer["exposure"]));
     let summary = output.styled(Style::Dim, &summary);
     output.line(format_args!("  {summary}"));
     Ok(())

@@ -116,7 +116,10 @@ async fn show(args: &Args, output: &mut Output) -> Result<(), Failure> {
         let paid = stage.client.call(&quote).await.map_err(Failure::failed)?;
         charged = charged.saturating_add(paid.charged);
         if call % 10 == 0 || call == args.calls {
-            say.done(format_args!("{call} calls paid, one signed voucher each, none on chain: {} USDC", usdc(charged.get())));
+            say.done(format_args!(
+                "{call} calls paid, one signed voucher each, none on chain: {} USDC",
+                usdc(charged.get())
+            ));
         }
     }
     let failed = stage.client.call(&fails).await.map_err(Failure::failed)?;
@@ -162,7 +165,11 @@ async fn set_up(say: &mut Output) -> Result<Stage, Failure> {
     let client = Client::new(
         SigningKey::from_bytes(&seed()?),
         running.chain().ok_or_else(|| Failure::failed("the demo has no chain"))?,
-        Spending { call_max: Amount::from(DEPOSIT), deposit: Amount::from(DEPOSIT), deposit_max: Amount::from(DEPOSIT) },
+        Spending {
+            call_max: Amount::from(DEPOSIT),
+            deposit: Amount::from(DEPOSIT),
+            deposit_max: Amount::from(DEPOSIT),
+        },
     )
     .map_err(Failure::failed)?;
     sandbox.chain().mint_to(&client.address(), FUNDS).map_err(Failure::failed)?;
@@ -200,7 +207,8 @@ fn finish(args: &Args, stage: &Stage, charged: Amount, output: &mut Output) -> R
             rows.push(row);
         }
         output.table(&rows);
-        let verdict = format!("charged {}, received {}, paid {}", charged, last.merchant, FUNDS.saturating_sub(last.payer));
+        let verdict =
+            format!("charged {}, received {}, paid {}", charged, last.merchant, FUNDS.saturating_sub(last.payer));
         if tied {
             output.done(format_args!("they tie out to the atomic unit: {verdict}"));
         }
@@ -255,4 +263,3 @@ async fn sample_api() -> Result<(SocketAddr, tokio::task::JoinHandle<()>), Failu
     });
     Ok((address, served))
 }
-

@@ -53,7 +53,10 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), Failure> {
             sandbox.chain().mint_to(address, FUND_UNITS).map_err(Failure::failed)?;
             output.done(format_args!("{address} holds 10 SOL and 1,000 USDC"));
         }
-        output.line(format_args!("sandbox chain {network} answers on {}; Ctrl-C ends it and forgets everything", sandbox.rpc_url()));
+        output.line(format_args!(
+            "sandbox chain {network} answers on {}; Ctrl-C ends it and forgets everything",
+            sandbox.rpc_url()
+        ));
         Ok(super::serve::stop_signal().await?)
     })
 }

@@ -12,7 +12,9 @@ use crate::telemetry::{self, LogFormat};
 
 /// Serves the routes of a configuration file until SIGTERM or SIGINT, then drains.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  turnpike serve turnpike.yaml\n  RUST_LOG=turnpike=debug turnpike serve turnpike.yaml")]
+#[command(
+    after_help = "Examples:\n  turnpike serve turnpike.yaml\n  RUST_LOG=turnpike=debug turnpike serve turnpike.yaml"
+)]
 pub struct Args {
     /// The configuration file
     #[arg(default_value = "turnpike.yaml")]

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::{Map, Value};
 
@@ -19,6 +20,7 @@ use crate::ledger::store::{ChannelRecord, StoreError};
 use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
 use crate::scheme::svm::program::ChannelStatus;
+use crate::telemetry::Waiting;
 use crate::x402::key::Signature;
 use crate::x402::wire::{BatchPayload, BatchVoucher, ChannelConfig, Deposit, SettlementResponse};
 use crate::x402::{Key, Reason};
@@ -75,9 +77,14 @@ impl Gate {
         config: &ChannelConfig,
         voucher: &BatchVoucher,
     ) -> Result<VerifiedVoucher, Denial> {
+        let started = Instant::now();
         let known = self.ledger.channel(&voucher.channel_id);
         let known = known.as_ref().map(|record| &record.terms);
-        Ok(scheme::verify(&context.offer.offer.seller, config, voucher, known)?)
+        let verified = scheme::verify(&context.offer.offer.seller, config, voucher, known);
+        if let Some(telemetry) = &self.options.telemetry {
+            telemetry.verify_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        Ok(verified?)
     }
 
     async fn reserve(
@@ -89,7 +96,14 @@ impl Gate {
         let amount = context.offer.offer.amount;
         let (terms, voucher) = verified.into_parts();
         let paid = Paid { payer: terms.payer, amount, channel: terms.id, network: context.network().clone() };
-        let reservation = self.ledger.reserve(Entry { terms, voucher, amount, deposit_after }).await?;
+        let started = Instant::now();
+        let waiting = self.options.telemetry.as_ref().map(|telemetry| Waiting::begin(&telemetry.waiting));
+        let reservation = self.ledger.reserve(Entry { terms, voucher, amount, deposit_after }).await;
+        drop(waiting);
+        if let Some(telemetry) = &self.options.telemetry {
+            telemetry.reserve_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        let reservation = reservation?;
         Ok(Reserved { paid, reservation, cumulative: voucher.cumulative })
     }
 
@@ -260,7 +274,11 @@ impl Hold {
     ) -> Result<Box<SettlementResponse>, Denial> {
         let Self { reservation, cumulative, deposit } = self;
         let Some(mut deposit) = deposit else {
+            let started = Instant::now();
             let receipt = reservation.commit(None).await.map_err(|error| gate.uncommitted(&error))?;
+            if let Some(telemetry) = &gate.options.telemetry {
+                telemetry.commit_seconds.observe(started.elapsed().as_secs_f64());
+            }
             return Ok(charged(context, paid, cumulative, &receipt, None));
         };
         let amount = deposit.accepted.request.amount;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, TransactionBehavior};
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::channel::Seller;
 use super::store::{BatchRecord, ChannelRecord, Snapshot, Store, StoreError, TakeChannel, Write};
+use crate::telemetry::Telemetry;
 
 /// Channels that a load hands over at a time.
 const LOAD_CHANNELS: usize = 1024;
@@ -40,11 +42,19 @@ pub struct Settings {
     pub checkpoint_pages: u32,
     /// Whether the whole file is checked when it is opened; takes seconds for each million of channels.
     pub check: bool,
+    /// Where flushes are timed.
+    pub telemetry: Option<Arc<Telemetry>>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { writes_waiting_max: 4096, writes_per_flush_max: 1024, checkpoint_pages: 4000, check: false }
+        Self {
+            writes_waiting_max: 4096,
+            writes_per_flush_max: 1024,
+            checkpoint_pages: 4000,
+            check: false,
+            telemetry: None,
+        }
     }
 }
 
@@ -186,9 +196,13 @@ impl Writer {
         if writes.is_empty() {
             return;
         }
-        if self.failed.is_none()
-            && let Err(error) = self.transact(writes)
-        {
+        let started = Instant::now();
+        let flushed = if self.failed.is_none() { self.transact(writes) } else { Ok(()) };
+        if let Some(telemetry) = &self.settings.telemetry {
+            telemetry.store_seconds.observe(started.elapsed().as_secs_f64());
+            telemetry.store_writes.observe(u32::try_from(writes.len()).unwrap_or(u32::MAX).into());
+        }
+        if let Err(error) = flushed {
             let why = at(&self.path, &format!("{error}. Check the disk and its space, then restart"));
             tracing::error!(error = %why, "the ledger's store failed");
             self.failed = Some(why);

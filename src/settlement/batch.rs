@@ -26,6 +26,8 @@ const DISTRIBUTE_UNITS: u32 = 90_000;
 const SEAL_UNITS: u32 = 15_000;
 /// Compute units that the compute budget's own instructions use.
 const BASE_UNITS: u32 = 1_000;
+/// How many transactions that do the same are told apart by their compute unit limit alone.
+const SPARE_UNITS: u64 = 4096;
 
 /// Why a channel cannot be put into a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -183,12 +185,20 @@ impl Draft {
         self.lines.iter().map(|line| (line.channel(), line.amount.into())).collect()
     }
 
-    /// The unsigned transaction.
+    /// The unsigned transaction. `number` makes it differ from others that do the same with the same blockhash: the
+    /// chain takes equal messages once, and a threshold signature names the same message anew each time.
     ///
     /// # Errors
     /// [`TransactionError::TooLong`] where it would not fit a packet.
-    pub fn transaction(&self, fee_payer: Key, price: u64, hash: [u8; 32]) -> Result<Transaction, TransactionError> {
+    pub fn transaction(
+        &self,
+        fee_payer: Key,
+        price: u64,
+        hash: [u8; 32],
+        number: u64,
+    ) -> Result<Transaction, TransactionError> {
         let units = self.lines.iter().fold(BASE_UNITS, |sum, line| sum.saturating_add(line.units()));
+        let units = units.saturating_add(u32::try_from(number % SPARE_UNITS).unwrap_or(0));
         let mut instructions = vec![program::compute_unit_limit(units)];
         if price > 0 {
             instructions.push(program::compute_unit_price(price));
@@ -242,13 +252,13 @@ pub fn pack(
             && draft.lines.len() < max
         {
             draft.lines.push(line.clone());
-            if draft.transaction(fee_payer, price, [0; 32]).is_ok() {
+            if draft.transaction(fee_payer, price, [0; 32], 0).is_ok() {
                 continue;
             }
             draft.lines.pop();
         }
         let draft = Draft::of(line);
-        if draft.transaction(fee_payer, price, [0; 32]).is_err() {
+        if draft.transaction(fee_payer, price, [0; 32], 0).is_err() {
             misfits.extend(draft.lines);
             continue;
         }
@@ -320,7 +330,7 @@ mod tests {
     fn a_seal_without_anything_to_claim_applies_no_voucher() {
         let line = Line::new(Action::Seal, record(&seller(), 1, 500, 500, 0), true).unwrap();
         let (drafts, _) = pack(vec![line], 4, public(201), 0, &|_| false);
-        let transaction = drafts[0].transaction(public(201), 0, [7; 32]).unwrap();
+        let transaction = drafts[0].transaction(public(201), 0, [7; 32], 0).unwrap();
         let calls: Vec<_> = transaction
             .instructions()
             .iter()
@@ -348,7 +358,7 @@ mod tests {
         let lines: Vec<_> = (1..=4).map(|n| line(Action::Claim, n)).collect();
         let (drafts, _) = pack(lines, 4, public(201), 0, &|_| false);
         let draft = &drafts[0];
-        let transaction = draft.transaction(public(201), 0, [7; 32]).unwrap();
+        let transaction = draft.transaction(public(201), 0, [7; 32], 0).unwrap();
         let journal = draft.journal();
         let instructions = transaction.instructions();
         assert_eq!(instructions.len(), 9);
@@ -406,7 +416,7 @@ mod tests {
                     prop_assert!(!shared || !alone.contains(&line.channel()));
                     prop_assert!(!shared || matches!(line.action, Action::Claim | Action::Distribute));
                 }
-                let transaction = draft.transaction(fee_payer, price, [7; 32]).unwrap();
+                let transaction = draft.transaction(fee_payer, price, [7; 32], 0).unwrap();
                 prop_assert!(transaction.encode().len() <= TRANSACTION_BYTES_MAX);
                 prop_assert_eq!(transaction.required_signers(), &[fee_payer]);
                 prop_assert!(draft.request(transaction).is_some());

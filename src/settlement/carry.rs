@@ -74,7 +74,8 @@ impl Settlement {
         let blockhash = self.chain.latest_blockhash().await.map_err(Halt::from)?;
         timings.blockhash = started.elapsed();
         let started = Instant::now();
-        let transaction = draft.transaction(self.fee_payer, self.options.compute_unit_price, blockhash.hash);
+        let id = self.ledger.next_batch();
+        let transaction = draft.transaction(self.fee_payer, self.options.compute_unit_price, blockhash.hash, id);
         let mut transaction = transaction.map_err(|error| Unmade::Halted(error.to_string()))?;
         let request = draft.request(transaction.clone()).ok_or_else(|| Unmade::Halted("an empty batch".to_owned()))?;
         // The one place where policy is asked.
@@ -88,7 +89,7 @@ impl Settlement {
         timings.sign = started.elapsed();
         let started = Instant::now();
         let batch = BatchRecord {
-            id: self.ledger.next_batch(),
+            id,
             kind: draft.kind,
             lines: draft.journal(),
             transaction: transaction.encode(),

@@ -318,7 +318,7 @@ mod tests {
         let lines = (1..=3).map(|n| Line::new(Action::Claim, record(&seller, n, 5, 0, 0), true).unwrap()).collect();
         let (drafts, _) = pack(lines, 4, public(201), 0, &|_| false);
         let journal = drafts[0].journal();
-        let transaction = drafts[0].transaction(public(201), 0, [7; 32]).unwrap();
+        let transaction = drafts[0].transaction(public(201), 0, [7; 32], 0).unwrap();
         let of = |error: &str| blame(error, &transaction, &journal);
         assert_eq!(of(r#"{"InstructionError":[4,{"Custom":234}]}"#), Blame::Channel(journal[1].0));
         assert_eq!(of(r#"{"InstructionError":[5,{"Custom":234}]}"#), Blame::Channel(journal[2].0));

@@ -16,9 +16,7 @@ use super::support::{Process, Turnpike, Upstream, balance, client, directory, ke
 /// Python's `http.server` on a directory; its address.
 fn python(directory: &std::path::Path) -> (Process, String) {
     let process = Process::start(
-        Command::new("python3")
-            .args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1"])
-            .current_dir(directory),
+        Command::new("python3").args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]).current_dir(directory),
     );
     // "Serving HTTP on 127.0.0.1 port 41234 (http://127.0.0.1:41234/) ..."
     let address = process.wait_for("python's server", |line| {
@@ -31,7 +29,8 @@ fn python(directory: &std::path::Path) -> (Process, String) {
 #[tokio::test]
 async fn a_file_server_is_sold_by_the_file() {
     let files = directory();
-    let bytes: Vec<u8> = (0..1_000_003_u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
+    let bytes: Vec<u8> =
+        (0..1_000_003_u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
     std::fs::write(files.path().join("paid.bin"), &bytes).unwrap();
     std::fs::write(files.path().join("free.txt"), "for all").unwrap();
     let (_python, upstream) = python(files.path());
@@ -64,8 +63,7 @@ async fn a_file_server_is_sold_by_the_file() {
     for call in 1..=11_u64 {
         let paid = payer.call(&ask("/paid.bin")).await.unwrap();
         assert_eq!(paid.charged, Amount::from(1000_u64));
-        let settlement: SettlementResponse =
-            header::decode(paid.response.header(PAYMENT_RESPONSE).unwrap()).unwrap();
+        let settlement: SettlementResponse = header::decode(paid.response.header(PAYMENT_RESPONSE).unwrap()).unwrap();
         assert!(settlement.success);
         assert_eq!(settlement.extra["channelState"]["chargedCumulativeAmount"], Value::from((call * 1000).to_string()));
         assert_eq!(paid.response.bytes(1 << 24).await.unwrap(), bytes);
@@ -184,7 +182,8 @@ async fn a_stop_finishes_what_is_under_way() {
 async fn wrong_shares_are_told_at_start() {
     let place = directory();
     let (signer, _) = keygen(place.path());
-    std::fs::write(place.path().join("passphrases/passphrase-3.txt"), "this is another passphrase, and long enough").unwrap();
+    std::fs::write(place.path().join("passphrases/passphrase-3.txt"), "this is another passphrase, and long enough")
+        .unwrap();
     let text = format!(
         "upstream: http://127.0.0.1:9\nnetwork: solana-devnet\nrpc_url: http://127.0.0.1:9\n\
          pay_to: 7EcDhSYGxXyscszYEp35KHN8vvw3svAuLKTzXwCFLtV\n{signer}routes: [{{ path: /*, price: '$0.001' }}]\n"
