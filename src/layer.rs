@@ -23,13 +23,13 @@ use tower::{Layer, Service, ServiceExt};
 pub use self::body::ResponseBody;
 pub use self::cors::Cors;
 use self::cors::Origin;
+use crate::amount::Amount;
 pub use crate::gate::Paid;
 use crate::gate::route::Route;
 use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, reply};
-use crate::amount::Amount;
 use crate::x402::Reason;
-use crate::x402::wire::SettlementResponse;
 use crate::x402::header::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
+use crate::x402::wire::SettlementResponse;
 
 /// Which route a request matches.
 #[derive(Clone, Debug)]

@@ -89,7 +89,8 @@ pub fn unlisted() -> Response<Bytes> {
 #[must_use]
 pub fn method_not_allowed(allow: HeaderValue) -> Response<Bytes> {
     let detail = "this address is not offered with this method";
-    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, NO_STORE, &json!({ "error": "method_not_allowed", "detail": detail }));
+    let mut response =
+        answer(StatusCode::METHOD_NOT_ALLOWED, NO_STORE, &json!({ "error": "method_not_allowed", "detail": detail }));
     response.headers_mut().insert(ALLOW, allow);
     response
 }
