@@ -121,11 +121,11 @@ async fn one_deposit_in_flight_is_served_once() {
     while site.calls() == 0 {
         tokio::task::yield_now().await;
     }
+    site.answers(200, &[]);
     let answer = site.quote(&client.deposits(20_000, 1000)).await;
     assert_eq!(answer.error(), Reason::DuplicateSettlement.as_str());
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
-    site.answers(200, &[]);
     assert!(site.quote(&client.deposits(20_000, 1000)).await.settlement().unwrap().success);
 }
 
