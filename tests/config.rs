@@ -1,5 +1,7 @@
 //! Configuration: what a file may say, and what is answered to everything else.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;

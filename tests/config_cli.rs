@@ -1,5 +1,7 @@
 //! `turnpike check` and `turnpike init`, run in process.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::Path;
 
