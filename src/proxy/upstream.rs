@@ -176,7 +176,7 @@ struct Upstream {
 
 enum Endpoints {
     One(Box<Mutex<Pool>>),
-    Several(Mutex<Balanced>, Vec<Arc<Health>>),
+    Several(Box<Mutex<Balanced>>, Vec<Arc<Health>>),
 }
 
 type Balanced = Balance<ServiceList<Vec<PendingRequests<Pool, UntilTheBodyEnds>>>, Request<Body>>;
@@ -204,7 +204,10 @@ impl Upstream {
             Some(last) => {
                 pools.push(last);
                 let counted = pools.into_iter().map(|pool| PendingRequests::new(pool, UntilTheBodyEnds)).collect();
-                Endpoints::Several(Mutex::new(Balance::new(ServiceList::new::<Request<Body>>(counted))), health)
+                Endpoints::Several(
+                    Box::new(Mutex::new(Balance::new(ServiceList::new::<Request<Body>>(counted)))),
+                    health,
+                )
             }
         };
         Ok(Self { settings: settings.clone(), endpoints, can_upgrade })

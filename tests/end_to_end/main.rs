@@ -1,6 +1,8 @@
 //! What a user does, with the real binary in processes of its own: serving, paying, failing, being killed, being
 //! scraped, and being paid by the reference client.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where something is missing")]
+
 mod crash;
 mod interop;
 mod monitoring;

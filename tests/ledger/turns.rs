@@ -235,7 +235,7 @@ async fn nothing_is_lost_or_served_twice_under_load() {
         let charged = charged(&ledger, number);
         total += charged;
         let paid = u64::try_from(delivered.iter().filter(|(n, _)| *n == number).count()).unwrap() * 10;
-        assert!(paid <= charged && charged % 10 == 0, "{paid} delivered, {charged} charged");
+        assert!(paid <= charged && charged.is_multiple_of(10), "{paid} delivered, {charged} charged");
         assert_eq!(store.durable_channel(&terms(number).id), ledger.channel(&terms(number).id));
     }
     assert!(delivered.len() > 100, "{}", delivered.len());
