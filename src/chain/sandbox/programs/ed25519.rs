@@ -1,7 +1,7 @@
 //! The Ed25519 precompile: signatures over bytes of the transaction's own instructions.
 //!
 //! A function of the instructions alone, so it runs before the chain's lock is taken. It answers the codes that a
-//! cluster puts into `Custom`. Source: Agave's `ed25519` precompile (14 bytes of offsets per signature).
+//! cluster puts into `Custom`. Fourteen bytes of offsets for each signature.
 
 use super::Bytes;
 use crate::scheme::svm::{ED25519_PROGRAM, transaction::Instruction, verify_strict};
