@@ -851,11 +851,11 @@ async fn a_close_that_would_do_harm_is_refused() {
         channel.closure_started_at = NOW_SECONDS;
     });
     world.remove(ata(world.terms.seller.pay_to));
-    assert_refused(world.close(Some(600)).await, Reason::BatchSettlementSimulation, "recipient's");
+    assert_unavailable(world.close(Some(600)).await, "recipient's");
     let back = token_account(world.terms.seller.pay_to, 0);
     world.state(|state| state.accounts.insert(ata(world.terms.seller.pay_to), back));
     world.remove(ata(TREASURY_PLACEHOLDER));
-    assert_refused(world.close(Some(600)).await, Reason::BatchSettlementSimulation, "treasury's");
+    assert_unavailable(world.close(Some(600)).await, "treasury's");
     let back = token_account(TREASURY_PLACEHOLDER, 0);
     world.state(|state| state.accounts.insert(ata(TREASURY_PLACEHOLDER), back));
     assert_eq!(world.sent(), 1);
@@ -895,6 +895,31 @@ async fn a_close_is_built_again_only_after_the_one_before_can_never_land() {
     world.state(|state| state.confirmations.push_back(Ok(failed)));
     assert_refused(world.close(Some(10)).await, Reason::BatchCloseState, "Custom(2)");
     assert_eq!(world.sent(), 2);
+}
+
+#[tokio::test]
+async fn an_empty_fee_payer_forfeits_no_charge() {
+    let errors =
+        ["\"InsufficientFundsForFee\"", "\"AccountNotFound\"", r#"{"InsufficientFundsForRent":{"account_index":0}}"#];
+    for error in errors {
+        let world = World::upto();
+        let refusal = ChainError::Refused(error.into());
+        world.state(|state| state.simulations.push_back(Err(refusal.clone())));
+        assert_unavailable(world.accept(true).await, "send it some SOL");
+        let accepted = world.accept(true).await.unwrap();
+        world.state(|state| state.sends.push_back(Err(refusal.clone())));
+        assert_unavailable(world.facilitator.settle_deposit(accepted).await, "send it some SOL");
+        world.open().await;
+        world.state(|state| state.sends.push_back(Err(refusal)));
+        assert_unavailable(world.meter(7).await, "send it some SOL");
+        assert_eq!(world.meter(7).await.unwrap().claimed, Amount::from(7), "once it is filled");
+    }
+    let world = World::upto();
+    world.state(|state| {
+        let poor = r#"{"InsufficientFundsForRent":{"account_index":1}}"#.into();
+        state.simulations.push_back(Err(ChainError::Refused(poor)));
+    });
+    assert_refused(world.accept(true).await, Reason::UptoSettlementSimulation, "InsufficientFundsForRent");
 }
 
 #[tokio::test]
