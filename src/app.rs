@@ -311,6 +311,8 @@ impl Account {
             None => SvmRpcOptions::cluster(network.rpc_urls.iter().map(|url| url.uri().to_string()).collect()),
         };
         let rpc = SvmRpc::observed(rpc_options, Arc::new(observe::Rpc(Arc::clone(telemetry)))).start("rpc_url")?;
+        // Ends with the last of its clones: a challenge after a quiet hour still offers a blockhash.
+        drop(rpc.keep_fresh());
         let chain: Arc<dyn Chain> = Arc::new(rpc.clone());
         warn_of_missing_funds(chain.as_ref(), &seller).await;
         let settlement = Settlement::new(

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot build its own fixture should stop")]
 
+#[path = "facilitator/sandbox.rs"]
+mod sandbox;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -293,6 +296,45 @@ fn ata(owner: Key) -> Key {
     associated_token_account(&owner, &USDC_DEVNET, &TOKEN_PROGRAM)
 }
 
+/// A client's deposit: opens the channel, or tops it up.
+fn deposit_request(terms: &Terms, scheme: DepositScheme, opens: bool, blockhash: [u8; 32]) -> DepositRequest {
+    let call = Call::Open {
+        salt: terms.salt,
+        deposit: DEPOSIT,
+        grace_period: terms.seller.withdraw_delay,
+        open_slot: terms.open_slot,
+        recipients: program::all_to(terms.seller.pay_to).to_vec(),
+    };
+    let main = if opens {
+        program::open(&terms.accounts(), terms.authorizer, &call)
+    } else {
+        program::top_up(&terms.accounts(), DEPOSIT)
+    };
+    let mut instructions = vec![main, program::memo("00112233445566778899aabbccddeeff")];
+    if opens && scheme == DepositScheme::BatchSettlement {
+        let binding = program::receiver_authorizer_memo(&terms.seller.receiver_authorizer);
+        instructions.push(program::memo(&binding));
+    }
+    let mut transaction = Transaction::build(terms.seller.fee_payer, &instructions, blockhash).unwrap();
+    let signature = Signature(signing_key(PAYER).sign(transaction.message()).to_bytes());
+    transaction.set_signature(&terms.payer, signature).unwrap();
+    DepositRequest {
+        terms: terms.clone(),
+        amount: Amount::from(DEPOSIT),
+        transaction: STANDARD.encode(transaction.encode()),
+        memo: None,
+        known: None,
+        scheme,
+    }
+}
+
+/// The payer's voucher.
+fn voucher(terms: &Terms, cumulative: u64) -> Voucher {
+    let message = program::voucher_message(&terms.id, cumulative, 0);
+    let signature = Signature(signing_key(AUTHORIZER).sign(&message).to_bytes());
+    Voucher { cumulative: Amount::from(cumulative), signature }
+}
+
 impl World {
     fn new(scheme: DepositScheme) -> Self {
         let seller = Arc::new(seller());
@@ -322,37 +364,8 @@ impl World {
         Self::new(DepositScheme::Upto)
     }
 
-    /// A client's deposit: its first opens the channel, others top it up.
     fn deposit(&self, opens: bool) -> DepositRequest {
-        let terms = &self.terms;
-        let call = Call::Open {
-            salt: terms.salt,
-            deposit: DEPOSIT,
-            grace_period: terms.seller.withdraw_delay,
-            open_slot: terms.open_slot,
-            recipients: program::all_to(terms.seller.pay_to).to_vec(),
-        };
-        let main = if opens {
-            program::open(&terms.accounts(), terms.authorizer, &call)
-        } else {
-            program::top_up(&terms.accounts(), DEPOSIT)
-        };
-        let mut instructions = vec![main, program::memo("00112233445566778899aabbccddeeff")];
-        if opens && self.scheme == DepositScheme::BatchSettlement {
-            let binding = program::receiver_authorizer_memo(&terms.seller.receiver_authorizer);
-            instructions.push(program::memo(&binding));
-        }
-        let mut transaction = Transaction::build(terms.seller.fee_payer, &instructions, [99; 32]).unwrap();
-        let signature = Signature(signing_key(PAYER).sign(transaction.message()).to_bytes());
-        transaction.set_signature(&terms.payer, signature).unwrap();
-        DepositRequest {
-            terms: terms.clone(),
-            amount: Amount::from(DEPOSIT),
-            transaction: STANDARD.encode(transaction.encode()),
-            memo: None,
-            known: None,
-            scheme: self.scheme,
-        }
+        deposit_request(&self.terms, self.scheme, opens, [99; 32])
     }
 
     async fn accept(&self, opens: bool) -> Result<AcceptedDeposit, FacilitatorError> {
@@ -377,9 +390,7 @@ impl World {
     }
 
     fn voucher(&self, cumulative: u64) -> Voucher {
-        let message = program::voucher_message(&self.terms.id, cumulative, 0);
-        let signature = Signature(signing_key(AUTHORIZER).sign(&message).to_bytes());
-        Voucher { cumulative: Amount::from(cumulative), signature }
+        voucher(&self.terms, cumulative)
     }
 
     async fn close(&self, cumulative: Option<u64>) -> Result<SettledClose, FacilitatorError> {
@@ -840,11 +851,11 @@ async fn a_close_that_would_do_harm_is_refused() {
         channel.closure_started_at = NOW_SECONDS;
     });
     world.remove(ata(world.terms.seller.pay_to));
-    assert_refused(world.close(Some(600)).await, Reason::BatchSettlementSimulation, "recipient's");
+    assert_unavailable(world.close(Some(600)).await, "recipient's");
     let back = token_account(world.terms.seller.pay_to, 0);
     world.state(|state| state.accounts.insert(ata(world.terms.seller.pay_to), back));
     world.remove(ata(TREASURY_PLACEHOLDER));
-    assert_refused(world.close(Some(600)).await, Reason::BatchSettlementSimulation, "treasury's");
+    assert_unavailable(world.close(Some(600)).await, "treasury's");
     let back = token_account(TREASURY_PLACEHOLDER, 0);
     world.state(|state| state.accounts.insert(ata(TREASURY_PLACEHOLDER), back));
     assert_eq!(world.sent(), 1);
@@ -884,6 +895,31 @@ async fn a_close_is_built_again_only_after_the_one_before_can_never_land() {
     world.state(|state| state.confirmations.push_back(Ok(failed)));
     assert_refused(world.close(Some(10)).await, Reason::BatchCloseState, "Custom(2)");
     assert_eq!(world.sent(), 2);
+}
+
+#[tokio::test]
+async fn an_empty_fee_payer_forfeits_no_charge() {
+    let errors =
+        ["\"InsufficientFundsForFee\"", "\"AccountNotFound\"", r#"{"InsufficientFundsForRent":{"account_index":0}}"#];
+    for error in errors {
+        let world = World::upto();
+        let refusal = ChainError::Refused(error.into());
+        world.state(|state| state.simulations.push_back(Err(refusal.clone())));
+        assert_unavailable(world.accept(true).await, "send it some SOL");
+        let accepted = world.accept(true).await.unwrap();
+        world.state(|state| state.sends.push_back(Err(refusal.clone())));
+        assert_unavailable(world.facilitator.settle_deposit(accepted).await, "send it some SOL");
+        world.open().await;
+        world.state(|state| state.sends.push_back(Err(refusal)));
+        assert_unavailable(world.meter(7).await, "send it some SOL");
+        assert_eq!(world.meter(7).await.unwrap().claimed, Amount::from(7), "once it is filled");
+    }
+    let world = World::upto();
+    world.state(|state| {
+        let poor = r#"{"InsufficientFundsForRent":{"account_index":1}}"#.into();
+        state.simulations.push_back(Err(ChainError::Refused(poor)));
+    });
+    assert_refused(world.accept(true).await, Reason::UptoSettlementSimulation, "InsufficientFundsForRent");
 }
 
 #[tokio::test]

@@ -216,16 +216,31 @@ enum Fate {
         /// Whether building it again with a fresh blockhash is all that it needs.
         expired: bool,
     },
+    /// It was never taken, because our fee payer cannot pay for it.
+    Unfunded {
+        detail: String,
+    },
     Unknown,
 }
 
 impl LocalFacilitator {
+    /// What to do where the chain's words mean that our fee payer cannot pay: it stands first in every transaction.
+    fn unfunded(&self, error: &str) -> Option<String> {
+        let ours = ["InsufficientFundsForFee", "AccountNotFound", r#""InsufficientFundsForRent":{"account_index":0}"#];
+        let fee_payer = self.seller.fee_payer;
+        let hint = || format!("the fee payer {fee_payer} cannot pay ({error}): send it some SOL");
+        ours.iter().any(|words| error.contains(words)).then(hint)
+    }
+
     /// Sends a signed transaction and waits for its fate.
     async fn broadcast(&self, transaction: &Transaction, last_valid_block_height: u64) -> Fate {
         let bytes = transaction.encode();
         match self.chain.send(&bytes).await {
             Ok(()) => {}
-            Err(error @ ChainError::Refused(_)) => {
+            Err(ref error @ ChainError::Refused(ref text)) => {
+                if let Some(detail) = self.unfunded(text) {
+                    return Fate::Unfunded { detail };
+                }
                 return Fate::Dead { expired: error.is_stale_blockhash(), detail: error.to_string() };
             }
             // It may have been sent all the same: only waiting tells.

@@ -108,10 +108,14 @@ impl LocalFacilitator {
             let blockhash = blockhash.map_err(|error| nothing_sent(&error))?;
             let (before, plan) = self.plan(terms, closing, voucher, &accounts)?;
             let transaction = self.signed_close(terms, &plan, &blockhash).await?;
-            turn.hold();
+            turn.hold(self.clock.now());
             match self.broadcast(&transaction, blockhash.last_valid_block_height).await {
                 Fate::Confirmed => return Ok(self.closed(terms, &before, &plan, transaction.id()).await),
                 Fate::Unknown => return Err(FacilitatorError::Pending { transaction: transaction.id() }),
+                Fate::Unfunded { detail } => {
+                    turn.free();
+                    return Err(FacilitatorError::Unavailable(detail));
+                }
                 Fate::Dead { detail, expired } => {
                     turn.free();
                     if !expired {
@@ -145,15 +149,15 @@ impl LocalFacilitator {
         }
         let plan = close::plan(terms, &channel, voucher, self.clock.now().seconds())
             .map_err(|what| refused(codes.close, what))?;
-        let unusable = |what| refused(codes.simulation, what);
-        self.usable("treasury's", self.seller.treasury_owner, at(3)).map_err(unusable)?;
+        // Ours to repair, and then the close goes through: never a reason to give the charge up.
+        self.usable("treasury's", self.seller.treasury_owner, at(3)).map_err(FacilitatorError::Unavailable)?;
         if plan.pays_seller {
-            self.usable("recipient's", self.seller.pay_to, at(2)).map_err(unusable)?;
+            self.usable("recipient's", self.seller.pay_to, at(2)).map_err(FacilitatorError::Unavailable)?;
         }
         // A payer could otherwise hold up a charge by closing its own account. Only where nobody is in a hurry does it
         // get the chance to repair it before the program sends its money to the treasury.
         if plan.pays_payer && matches!(closing, Closing::Cooperative) && channel.status == ChannelStatus::Open {
-            self.usable("payer's", terms.payer, at(1)).map_err(unusable)?;
+            self.usable("payer's", terms.payer, at(1)).map_err(|what| refused(codes.simulation, what))?;
         }
         Ok((channel, plan))
     }

@@ -78,11 +78,15 @@ impl LocalFacilitator {
         let height = height.map_err(|error| nothing_sent(&error))?;
         let set = deposit.transaction.set_signature(&self.seller.fee_payer, signature);
         set.map_err(|error| FacilitatorError::Unavailable(error.to_string()))?;
-        turn.hold();
+        turn.hold(self.clock.now());
         // The client chose the blockhash: it can live no longer than one that is new now.
         match self.broadcast(&deposit.transaction, height.saturating_add(BLOCKHASH_BLOCKS_MAX)).await {
             Fate::Confirmed => {}
             Fate::Unknown => return Err(FacilitatorError::Pending { transaction: deposit.transaction.id() }),
+            Fate::Unfunded { detail } => {
+                turn.free();
+                return Err(FacilitatorError::Unavailable(detail));
+            }
             Fate::Dead { detail, .. } => {
                 turn.free();
                 return Err(refused(codes.broadcast, detail));
@@ -238,6 +242,9 @@ impl Candidate<'_> {
             Err(ChainError::Refused(error)) => (error, Vec::new()),
             Err(error) => return Err(nothing_sent(&error)),
         };
+        if let Some(detail) = self.facilitator.unfunded(&error) {
+            return Err(FacilitatorError::Unavailable(detail));
+        }
         let hint = if error.contains("BlockhashNotFound") { ": build it again with a fresh blockhash" } else { "" };
         let mut detail = format!("the transaction would fail: {error}{hint}");
         for line in logs.iter().skip(logs.len().saturating_sub(LOG_LINES_SHOWN)) {

@@ -85,9 +85,10 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// A transaction is about to be sent: from now on the job is held, whatever becomes of this turn.
-    pub(super) const fn hold(&mut self) {
+    /// A transaction is about to be sent: for [`HELD`] from `now` the job is held, whatever becomes of this turn.
+    pub(super) fn hold(&mut self, now: UnixMillis) {
         self.held = true;
+        self.in_flight.0.lock().entries.insert(self.job, Entry { since: now, done: None });
     }
 
     /// The transaction is known to have changed nothing and never will: the job may be taken up again at once.
@@ -136,9 +137,22 @@ mod tests {
     #[test]
     fn a_turn_dropped_after_sending_holds_the_job_for_a_while() {
         let in_flight = InFlight::default();
-        in_flight.take(JOB, NOW).unwrap_or_else(|_| panic!("free")).hold();
+        in_flight.take(JOB, NOW).unwrap_or_else(|_| panic!("free")).hold(NOW);
         assert_eq!(refused(&in_flight, JOB, NOW.plus(HELD - Duration::from_millis(1))), Some(Taken::Held));
         assert_eq!(refused(&in_flight, JOB, NOW.plus(HELD)), None);
+    }
+
+    #[test]
+    fn the_time_counts_from_the_last_sending() {
+        let in_flight = InFlight::default();
+        let later = NOW.plus(Duration::from_secs(90));
+        let mut turn = in_flight.take(JOB, NOW).unwrap_or_else(|_| panic!("free"));
+        turn.hold(NOW);
+        turn.free();
+        turn.hold(later);
+        drop(turn);
+        assert_eq!(refused(&in_flight, JOB, NOW.plus(HELD)), Some(Taken::Held));
+        assert_eq!(refused(&in_flight, JOB, later.plus(HELD)), None);
     }
 
     #[test]
@@ -152,7 +166,7 @@ mod tests {
             deposit: Amount::new(3),
         };
         let mut turn = in_flight.take(job, NOW).unwrap_or_else(|_| panic!("free"));
-        turn.hold();
+        turn.hold(NOW);
         turn.done(&close);
         assert_eq!(refused(&in_flight, job, NOW), Some(Taken::Done(Box::new(close))));
         assert_eq!(refused(&in_flight, Job::Meter(Key([1; 32])), NOW), None, "another job of the same channel");
@@ -164,7 +178,7 @@ mod tests {
         for n in 0..JOBS_MAX {
             let mut hash = [0; 32];
             hash[..8].copy_from_slice(&n.to_le_bytes());
-            in_flight.take(Job::TopUp(hash), NOW).unwrap_or_else(|_| panic!("free")).hold();
+            in_flight.take(Job::TopUp(hash), NOW).unwrap_or_else(|_| panic!("free")).hold(NOW);
         }
         assert_eq!(refused(&in_flight, JOB, NOW), Some(Taken::Full));
         assert_eq!(refused(&in_flight, JOB, NOW.plus(HELD)), None);
