@@ -362,7 +362,7 @@ impl World {
     }
 
     async fn step(&mut self) {
-        let n = usize::try_from(self.next(CLIENTS as u64)).unwrap();
+        let n = usize::try_from(self.next(u64::try_from(CLIENTS).unwrap())).unwrap();
         let kind = self.next(20);
         match kind {
             0..=6 => self.call(n, Some(200)).await,
@@ -378,8 +378,8 @@ impl World {
                         if voucher.max_claimable_amount <= Amount::from(open.told));
                     let delivered = self.send(&last, Some(200)).await;
                     assert!(!(stale && delivered.is_some()), "one voucher was served twice");
-                    if delivered.is_some() {
-                        self.told.insert(open.terms.id, delivered.unwrap());
+                    if let Some(total) = delivered {
+                        self.told.insert(open.terms.id, total);
                     }
                     self.look(n, &open);
                 }
