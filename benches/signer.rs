@@ -9,7 +9,7 @@ mod signer_requests;
 use std::hint::black_box;
 
 use criterion::Criterion;
-use signer_requests::{Cast, rules};
+use signer_requests::{Cast, approved, rules};
 use turnpike::signer::frost::FrostSigner;
 use turnpike::signer::rules::Judge;
 use turnpike::signer::{Signer, SigningRequest};
@@ -32,7 +32,7 @@ fn main() {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     criterion.bench_function("sign voucher on the blocking pool", |b| {
-        b.iter(|| runtime.block_on(signer.sign(black_box(voucher.clone()))).unwrap());
+        b.iter(|| runtime.block_on(signer.sign(approved(black_box(voucher.clone())))).unwrap());
     });
     criterion.final_summary();
 }

@@ -86,6 +86,7 @@ async fn turnpike() -> Result<TurnpikeLayer, Failure> {
     let limits = Limits {
         exposure_max: Some(Amount::new(10_000_000)),
         channel_exposure_max: Some(Amount::new(1_000_000)),
+        channel_charged_max: None,
         waiters_per_channel_max: 64,
         wait_max: Duration::from_secs(30),
         gap_wait_max: Duration::from_millis(500),

@@ -37,10 +37,10 @@ use crate::policy::Policy;
 use crate::proxy::{self, Endpoint, Listen, Listener, Serving, Settings, UpstreamSettings, Upstreams, drain};
 use crate::scheme::svm::treasury_owner;
 use crate::settlement::{self, Filter, Settlement};
+use crate::signer::Signer;
 use crate::signer::frost::FrostSigner;
 use crate::signer::keystore::{self, Passphrase};
 use crate::signer::rules::{ComputeCaps, KINDS, Rules};
-use crate::signer::{Signer, SigningRequest};
 use crate::telemetry::{Telemetry, amount_value};
 use crate::x402::{Key, Network};
 
@@ -74,6 +74,7 @@ struct Account {
     chain: Arc<dyn Chain>,
     rpc: SvmRpc,
     signer: Arc<dyn Signer>,
+    policy: Arc<Policy>,
     settlement: Arc<Settlement>,
 }
 
@@ -123,6 +124,7 @@ impl Running {
             let facilitator = LocalFacilitator::new(
                 Arc::clone(&account.chain),
                 Arc::clone(&account.signer),
+                Arc::clone(&account.policy),
                 Arc::clone(&account.seller),
                 Arc::clone(&clock),
             )
@@ -269,6 +271,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         exposure_max: Some(config.settlement.exposure_max),
         channel_exposure_max: Some(config.settlement.channel_exposure_max),
+        channel_charged_max: config.signer.as_ref().map(|signer| signer.claim_max),
         waiters_per_channel_max: config.queue.waiters,
         wait_max: config.queue.wait,
         gap_wait_max: config.queue.gap_wait,
@@ -315,17 +318,18 @@ impl Account {
         drop(rpc.keep_fresh());
         let chain: Arc<dyn Chain> = Arc::new(rpc.clone());
         warn_of_missing_funds(chain.as_ref(), &seller).await;
+        let policy = Arc::new(policy(config, pay_to));
         let settlement = Settlement::new(
             Arc::clone(ledger),
             Arc::clone(&chain),
             Arc::clone(&signer),
-            approval(config, pay_to),
+            Arc::clone(&policy),
             Arc::clone(clock),
             settlement_options(config, &seller),
             Arc::new(observe::Batches { telemetry: Arc::clone(telemetry), seller: Arc::clone(&seller) }),
         );
         tracing::info!(network = %seller.network, %pay_to, key = %group, "selling for {}", seller.asset.symbol);
-        Ok(Self { seller, chain, rpc, signer, settlement: Arc::new(settlement) })
+        Ok(Self { seller, chain, rpc, signer, policy, settlement: Arc::new(settlement) })
     }
 }
 
@@ -369,14 +373,13 @@ fn open_signer(config: &Config, rules: Rules) -> Result<FrostSigner, StartError>
     FrostSigner::open(shares, rules).start("signer")
 }
 
-/// What the proxy's own policy lets settlement ask for. The signer judges again by its rules.
-fn approval(config: &Config, pay_to: Key) -> Arc<settlement::Approve> {
-    let cap = config.signer.as_ref().map_or(Amount::new(u128::MAX), |signer| signer.claim_max);
-    let deposit_cap = config.signer.as_ref().map_or(Amount::new(u128::MAX), |signer| signer.deposit_max);
-    let policy = Policy { kinds: KINDS.to_vec(), pay_to: vec![pay_to], batch_cap: cap, deposit_cap };
-    Arc::new(move |request: &SigningRequest| {
-        policy.approve(request.clone(), Amount::ZERO).map(|_| ()).map_err(|error| error.to_string())
-    })
+/// What the proxy may ask its signer for. The signer judges again by its own rules.
+fn policy(config: &Config, pay_to: Key) -> Policy {
+    let policy = Policy::unlimited(vec![pay_to]);
+    match &config.signer {
+        Some(signer) => Policy { deposit_cap: signer.deposit_max, claim_cap: signer.claim_max, ..policy },
+        None => policy,
+    }
 }
 
 fn settlement_options(config: &Config, seller: &Arc<Seller>) -> settlement::Options {

@@ -8,7 +8,8 @@
 //! when; `changes` makes changes durable through the port in [`store`]. Every future given out here may be dropped at
 //! any time: what it waited for is given back, and what was already handed to the store is carried through.
 //!
-//! A request is refused for the first of these that holds: the ledger has stopped, the channel is not known (or is
+//! A request is refused for the first of these that holds: the ledger has stopped, its total is above what any channel
+//! may be charged, the channel is not known (or is
 //! another seller's), closing, behind, above the deposit that can be there when its turn comes, too many wait, the
 //! limit of exposure, waited too long.
 
@@ -45,6 +46,9 @@ pub struct Limits {
     pub exposure_max: Option<Amount>,
     /// The most that may be charged and not yet claimed on one channel.
     pub channel_exposure_max: Option<Amount>,
+    /// The most that may be charged on one channel over its whole life: what a signer lets one claim name. More could be
+    /// served and never be claimed, even where the payer has deposited it.
+    pub channel_charged_max: Option<Amount>,
     /// How many requests of one channel may wait for their turn.
     pub waiters_per_channel_max: usize,
     /// How long a request waits for predecessors that are being served.
@@ -63,6 +67,7 @@ impl Default for Limits {
         Self {
             exposure_max: None,
             channel_exposure_max: None,
+            channel_charged_max: None,
             waiters_per_channel_max: 64,
             wait_max: Duration::from_secs(10),
             gap_wait_max: Duration::from_millis(250),
@@ -100,10 +105,10 @@ pub enum Refused {
         /// The channel as it is now, for the corrective answer.
         channel: Box<ChannelRecord>,
     },
-    /// The voucher's total is above the deposit.
-    #[error("the voucher's total is above the deposit of {deposit}")]
+    /// The voucher's total is above the deposit, or above [`Limits::channel_charged_max`].
+    #[error("the voucher's total is above the {deposit} that this channel can pay: top it up, or open another")]
     ExceedsDeposit {
-        /// The deposit that counts.
+        /// What counts.
         deposit: Amount,
     },
     /// The payer has started to close the channel, or it is closed.

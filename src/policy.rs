@@ -1,26 +1,29 @@
 //! What the proxy asks its signer to sign: pure rules and caps, and the only maker of an approved request.
 //!
-//! Owns [`Policy`] and [`Approved`]. It stands on the proxy's side and knows what the signer cannot: how much a request
-//! newly moves by the ledger's books. The signer does not trust it and judges each request again by its own rules.
+//! Owns [`Policy`], the requests ([`SigningRequest`]) and [`Approved`], without which no signer can be asked. It stands on
+//! the proxy's side and knows what the signer cannot: how much a request newly moves by the ledger's books. The signer
+//! does not trust it and judges each request again by its own rules.
+
+mod request;
+
+pub use self::request::{ClaimLine, Setup, SigningRequest};
 
 use crate::amount::Amount;
 use crate::scheme::svm::PAYMENT_CHANNELS;
 use crate::scheme::svm::program::{BPS_ALL, Call, Share};
 use crate::scheme::svm::transaction::Transaction;
-use crate::signer::{Setup, SigningRequest};
 use crate::x402::Key;
 
-/// What settlement may ask for.
+/// What may be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// The kinds of requests that are allowed, as [`SigningRequest::kind`] names them.
-    pub kinds: Vec<&'static str>,
     /// Who may be paid.
     pub pay_to: Vec<Key>,
-    /// The most that one request may newly move by the ledger's books.
-    pub batch_cap: Amount,
-    /// The most that one channel may be opened with.
+    /// The most that one `open` or `top_up` may deposit.
     pub deposit_cap: Amount,
+    /// The most that one request may newly move by the ledger's books. It is also the most that a channel may hold: a
+    /// signer counts a channel's whole cumulative amount, so what is charged above this could never be claimed.
+    pub claim_cap: Amount,
 }
 
 /// A request that passed the policy. Nobody else can make one, and it is used once.
@@ -44,27 +47,34 @@ impl Approved {
 /// Why a request is not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// The kind is switched off.
-    #[error("the policy does not allow requests of kind {0}")]
-    Kind(&'static str),
     /// Somebody else would be paid.
     #[error("{0} is not an allowed pay_to")]
     Recipient(Key),
     /// A distribution that does not give everything to one recipient, or that cannot be read.
     #[error("the transaction does not pay everything to one recipient")]
     Distribution,
-    /// More than a batch may move. Splitting it helps.
-    #[error("the request moves {moving}, one request may move {cap}")]
-    BatchCap {
+    /// More than a request may move. Splitting it helps.
+    #[error("the request moves {moving}, one request may move {cap} (signer.claim_max)")]
+    ClaimCap {
         /// What it moves.
         moving: Amount,
         /// The cap.
         cap: Amount,
     },
-    /// More than a channel may be opened with.
-    #[error("the channel would be opened with up to {deposit}, the cap is {cap}")]
+    /// More than may be deposited at once.
+    #[error("{deposit} would be deposited at once, the limit is {cap} (signer.deposit_max)")]
     DepositCap {
         /// The deposit.
+        deposit: Amount,
+        /// The cap.
+        cap: Amount,
+    },
+    /// More than a channel may hold.
+    #[error(
+        "the channel would hold {deposit}, the limit is {cap} (signer.claim_max): have it refunded and open another"
+    )]
+    ChannelCap {
+        /// The whole deposit.
         deposit: Amount,
         /// The cap.
         cap: Amount,
@@ -80,49 +90,61 @@ pub enum PolicyError {
 }
 
 impl Policy {
+    /// A policy that has no limits but whom it pays.
+    #[must_use]
+    pub const fn unlimited(pay_to: Vec<Key>) -> Self {
+        Self { pay_to, deposit_cap: Amount::new(u128::MAX), claim_cap: Amount::new(u128::MAX) }
+    }
+
+    /// Whether a channel may be given `deposit`, after which it holds `deposit_after`. To be asked before anything is
+    /// served on the strength of it.
+    ///
+    /// # Errors
+    /// [`PolicyError::DepositCap`] or [`PolicyError::ChannelCap`].
+    pub fn admit_deposit(&self, deposit: Amount, deposit_after: Amount) -> Result<(), PolicyError> {
+        if deposit > self.deposit_cap {
+            return Err(PolicyError::DepositCap { deposit, cap: self.deposit_cap });
+        }
+        if deposit_after > self.claim_cap {
+            return Err(PolicyError::ChannelCap { deposit: deposit_after, cap: self.claim_cap });
+        }
+        Ok(())
+    }
+
     /// Approves a request that newly moves `moving` by the ledger's books: for a claim or a close what it claims above
     /// the chain's watermark, for a distribution what it pays out, for a voucher the charge, else nothing.
     ///
     /// # Errors
     /// [`PolicyError`] with the rule that forbids it.
     pub fn approve(&self, request: SigningRequest, moving: Amount) -> Result<Approved, PolicyError> {
-        let kind = request.kind();
-        if !self.kinds.contains(&kind) {
-            return Err(PolicyError::Kind(kind));
-        }
-        if moving > self.batch_cap {
-            return Err(PolicyError::BatchCap { moving, cap: self.batch_cap });
+        if moving > self.claim_cap {
+            return Err(PolicyError::ClaimCap { moving, cap: self.claim_cap });
         }
         if let Some(named) = named_amount(&request)
             && moving > named
         {
             return Err(PolicyError::Books { moving, named });
         }
-        if let SigningRequest::Sponsor { setup: Setup::Open { deposit }, .. } = request
-            && Amount::from(deposit) > self.deposit_cap
-        {
-            return Err(PolicyError::DepositCap { deposit: deposit.into(), cap: self.deposit_cap });
-        }
         if let Some(transaction) = transaction(&request) {
-            self.recipients(transaction)?;
+            self.calls(transaction)?;
         }
         Ok(Approved(request))
     }
 
-    /// Everyone whom the transaction's channel calls pay must be allowed.
-    fn recipients(&self, transaction: &Transaction) -> Result<(), PolicyError> {
+    /// Everyone whom the transaction's channel calls pay must be allowed, and so must be what they deposit.
+    fn calls(&self, transaction: &Transaction) -> Result<(), PolicyError> {
         for instruction in transaction.instructions() {
             if instruction.program != PAYMENT_CHANNELS {
                 continue;
             }
             match Call::decode(&instruction.data).map_err(|_| PolicyError::Distribution)? {
-                Call::Open { recipients, .. } | Call::Distribute { recipients } => match recipients.as_slice() {
-                    [Share { recipient, bps: BPS_ALL }] if self.pay_to.contains(recipient) => {}
-                    [Share { recipient, bps: BPS_ALL }] => return Err(PolicyError::Recipient(*recipient)),
-                    _ => return Err(PolicyError::Distribution),
-                },
+                Call::Open { recipients, deposit, .. } => {
+                    self.recipients(&recipients)?;
+                    self.admit_deposit(deposit.into(), deposit.into())?;
+                }
+                Call::Distribute { recipients } => self.recipients(&recipients)?,
+                Call::TopUp { amount } => self.admit_deposit(amount.into(), amount.into())?,
                 Call::Settle
-                | Call::TopUp { .. }
                 | Call::SettleAndSeal { .. }
                 | Call::RequestClose
                 | Call::Seal
@@ -131,6 +153,14 @@ impl Policy {
             }
         }
         Ok(())
+    }
+
+    fn recipients(&self, recipients: &[Share]) -> Result<(), PolicyError> {
+        match recipients {
+            [Share { recipient, bps: BPS_ALL }] if self.pay_to.contains(recipient) => Ok(()),
+            [Share { recipient, bps: BPS_ALL }] => Err(PolicyError::Recipient(*recipient)),
+            _ => Err(PolicyError::Distribution),
+        }
     }
 }
 

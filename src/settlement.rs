@@ -43,7 +43,8 @@ use crate::clock::{Clock, UnixMillis};
 use crate::ledger::Ledger;
 use crate::ledger::channel::Seller;
 use crate::ledger::store::ChannelRecord;
-use crate::signer::{Signer, SigningRequest};
+use crate::policy::Policy;
+use crate::signer::Signer;
 use crate::x402::Key;
 
 /// The settlement's own bounds and times.
@@ -108,9 +109,6 @@ impl Options {
     }
 }
 
-/// Says whether policy lets something be signed; the text says which rule does not.
-pub type Approve = dyn Fn(&SigningRequest) -> Result<(), String> + Send + Sync;
-
 /// Why a round is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
@@ -162,7 +160,7 @@ pub struct Settlement {
     ledger: Arc<Ledger>,
     chain: Arc<dyn Chain>,
     signer: Arc<dyn Signer>,
-    approve: Arc<Approve>,
+    policy: Arc<Policy>,
     clock: Arc<dyn Clock>,
     options: Options,
     observer: Arc<dyn Observer>,
@@ -182,7 +180,7 @@ impl Settlement {
         ledger: Arc<Ledger>,
         chain: Arc<dyn Chain>,
         signer: Arc<dyn Signer>,
-        approve: Arc<Approve>,
+        policy: Arc<Policy>,
         clock: Arc<dyn Clock>,
         options: Options,
         observer: Arc<dyn Observer>,
@@ -204,7 +202,7 @@ impl Settlement {
             ledger,
             chain,
             signer,
-            approve,
+            policy,
             clock,
             options,
             observer,

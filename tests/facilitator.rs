@@ -24,13 +24,14 @@ use turnpike::facilitator::{
     AcceptedDeposit, CloseRequest, DepositRequest, DepositScheme, Facilitator, FacilitatorError, SettledClose,
 };
 use turnpike::ledger::channel::{Seller, Terms, Voucher};
+use turnpike::policy::Policy;
 use turnpike::scheme::svm::program::{self, Call, ChannelAccount, ChannelStatus};
 use turnpike::scheme::svm::transaction::Transaction;
 use turnpike::scheme::svm::{
     ED25519_PROGRAM, PAYMENT_CHANNELS, SYSTEM_PROGRAM, TOKEN_2022_PROGRAM, TOKEN_PROGRAM, TREASURY_PLACEHOLDER,
     USDC_DEVNET, associated_token_account, verify_strict,
 };
-use turnpike::signer::{Setup, Signer, SignerError, SigningRequest};
+use turnpike::signer::{Approved, Setup, Signer, SignerError, SigningRequest};
 use turnpike::x402::key::Signature;
 use turnpike::x402::{Key, Reason, network};
 
@@ -245,7 +246,8 @@ impl Signer for FakeSigner {
         public(GROUP)
     }
 
-    async fn sign(&self, request: SigningRequest) -> Result<Signature, SignerError> {
+    async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
+        let request = approved.into_request();
         if let Some(error) = self.refuses.lock().clone() {
             return Err(error);
         }
@@ -352,8 +354,18 @@ impl World {
         }
         let signer = Arc::new(FakeSigner::default());
         let clock = Arc::new(ManualClock::new(UnixMillis(NOW_SECONDS * 1_000)));
-        let facilitator = LocalFacilitator::new(chain.clone(), signer.clone(), seller, clock.clone()).unwrap();
+        let policy = Arc::new(Policy::unlimited(vec![seller.pay_to]));
+        let facilitator =
+            LocalFacilitator::new(chain.clone(), signer.clone(), policy, Arc::clone(&seller), clock.clone()).unwrap();
         Self { chain, signer, clock, facilitator: Arc::new(facilitator), terms, scheme }
+    }
+
+    /// The same world under another policy.
+    fn under(self, policy: Policy) -> Self {
+        let (chain, signer, clock) = (self.chain.clone(), self.signer.clone(), self.clock.clone());
+        let seller = Arc::clone(&self.terms.seller);
+        let facilitator = LocalFacilitator::new(chain, signer, Arc::new(policy), seller, clock).unwrap();
+        Self { facilitator: Arc::new(facilitator), ..self }
     }
 
     fn batch() -> Self {
@@ -986,11 +998,34 @@ async fn a_metered_close_that_does_not_fit_is_refused() {
     assert_refused(upto.meter(1).await, Reason::UptoChannelState, "no channel to close");
 }
 
+#[tokio::test]
+async fn a_deposit_that_no_claim_could_name_is_refused_before_anything_is_served() {
+    let limit = |deposit_cap: u64, claim_cap: u64| Policy {
+        deposit_cap: deposit_cap.into(),
+        claim_cap: claim_cap.into(),
+        ..Policy::unlimited(vec![seller().pay_to])
+    };
+    let world = World::batch().under(limit(DEPOSIT - 1, DEPOSIT));
+    assert_refused(world.accept(true).await, Reason::BatchSetupTransaction, "signer.deposit_max");
+    let world = World::batch().under(limit(DEPOSIT, DEPOSIT - 1));
+    assert_refused(world.accept(true).await, Reason::BatchSetupTransaction, "signer.claim_max");
+    let world = World::upto().under(limit(DEPOSIT - 1, DEPOSIT));
+    assert_refused(world.accept(true).await, Reason::UptoOpenTransaction, "signer.deposit_max");
+
+    // What fits once need not fit twice.
+    let world = World::batch().under(limit(DEPOSIT, DEPOSIT));
+    world.open().await;
+    assert_refused(world.accept(false).await, Reason::BatchSetupTransaction, "open another");
+    assert_eq!(*world.signer.signed.lock(), ["open"]);
+}
+
 #[test]
 fn a_facilitator_signs_only_for_its_own_key() {
     let seller = Arc::new(Seller { receiver_authorizer: public(7), ..seller() });
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::default());
-    let made = LocalFacilitator::new(Arc::new(FakeChain::default()), Arc::new(FakeSigner::default()), seller, clock);
+    let policy = Arc::new(Policy::unlimited(vec![seller.pay_to]));
+    let (chain, signer) = (Arc::new(FakeChain::default()), Arc::new(FakeSigner::default()));
+    let made = LocalFacilitator::new(chain, signer, policy, seller, clock);
     let expected =
         LocalFacilitatorError::ForeignKey { role: "receiver authorizer", named: public(7), signs: public(GROUP) };
     assert_eq!(made.err(), Some(expected));

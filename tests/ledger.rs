@@ -24,7 +24,7 @@ use turnpike::clock::ManualClock;
 use turnpike::ledger::channel::OnChain;
 use turnpike::ledger::memory::{Fault, MemoryStore};
 use turnpike::ledger::store::Store;
-use turnpike::ledger::{Exposure, Ledger, Limits, Refused, Reservation};
+use turnpike::ledger::{Entry, Exposure, Ledger, Limits, Refused, Reservation};
 use turnpike::scheme::svm::program::ChannelStatus;
 
 fn limits() -> Limits {
@@ -91,9 +91,21 @@ async fn refusals() {
         ("short", entry(1, 105, 10), "the voucher's total 105 is not the expected 110"),
         ("price above the voucher", entry(1, 10, 20), "the voucher's total 10 is not the expected 120"),
         ("ahead", entry(1, 130, 10), "the voucher's total 130 is not the expected 110"),
-        ("above the deposit", entry(1, 1100, 1000), "the voucher's total is above the deposit of 1000"),
-        ("ahead, above the deposit", entry(1, 1101, 10), "the voucher's total is above the deposit of 1000"),
-        ("above the new deposit", deposit(3, 20, 20, 15), "the voucher's total is above the deposit of 15"),
+        (
+            "above the deposit",
+            entry(1, 1100, 1000),
+            "the voucher's total is above the 1000 that this channel can pay: top it up, or open another",
+        ),
+        (
+            "ahead, above the deposit",
+            entry(1, 1101, 10),
+            "the voucher's total is above the 1000 that this channel can pay: top it up, or open another",
+        ),
+        (
+            "above the new deposit",
+            deposit(3, 20, 20, 15),
+            "the voucher's total is above the 15 that this channel can pay: top it up, or open another",
+        ),
     ];
     for (name, entry, text) in table {
         assert_eq!(ledger.reserve(entry).await.unwrap_err().to_string(), text, "{name}");
@@ -253,6 +265,18 @@ async fn exposure_is_bounded_and_presses_before_it_is_reached() {
     let sealed = OnChain { status: ChannelStatus::Sealed, ..on_chain(1000, 55) };
     ledger.observe(&terms(1).id, sealed).await.unwrap();
     assert_eq!(ledger.exposure().total, Amount::new(11), "what can never be claimed is lost and no longer at risk");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_channel_is_charged_more_than_a_claim_may_name() {
+    let limits = Limits { channel_charged_max: Some(100_u64.into()), ..limits() };
+    let ledger = open(&Arc::new(MemoryStore::new()), limits).await;
+    ledger.adopt(terms(1), on_chain(1000, 0));
+    pay(&ledger, 1, 100, 100).await;
+    let refused = ledger.reserve(entry(1, 101, 1)).await.unwrap_err();
+    assert_eq!(refused, Refused::ExceedsDeposit { deposit: Amount::new(100) });
+    let with_deposit = Entry { deposit_after: Some(2000_u64.into()), ..entry(2, 101, 101) };
+    assert!(matches!(ledger.reserve(with_deposit).await, Err(Refused::ExceedsDeposit { .. })));
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use turnpike::amount::Amount;
 use turnpike::clock::Clock;
 use turnpike::ledger::store::{BatchKind, BatchState};
+use turnpike::policy::Policy;
 use turnpike::scheme::svm::program::ChannelStatus;
 use turnpike::settlement::reconcile::{Verdict, tie_out};
 use turnpike::settlement::{Filter, Outcome, Report, Settlement, Trigger};
@@ -247,8 +248,14 @@ async fn one_bad_channel_does_not_hold_up_the_rest() {
 
 #[tokio::test]
 async fn a_policy_that_forbids_the_whole_may_allow_the_parts() {
-    let (world, sum) = charged(4).await;
+    // Once by the proxy's own policy, once by the signer's.
+    let (mut world, sum) = charged(4).await;
+    let largest = (1..=4).filter_map(|n| world.ledger.channel(&world.id(n))).map(|record| record.charged).max();
+    world.policy = std::sync::Arc::new(Policy { claim_cap: largest.unwrap(), ..(*world.policy).clone() });
     world.signer.channels_max.store(1, Ordering::SeqCst);
+    let refused = settle(&world.settlement()).await;
+    assert!(matches!(&refused.batches[0].outcome, Outcome::Refused { why } if why.contains("one request may move")));
+    world.policy = std::sync::Arc::new(Policy::unlimited(vec![world.seller.pay_to]));
     let settlement = world.settlement();
     let report = settle(&settlement).await;
     assert!(matches!(&report.batches[0].outcome, Outcome::Refused { why } if why.contains("claim_channels")));
@@ -260,11 +267,11 @@ async fn a_policy_that_forbids_the_whole_may_allow_the_parts() {
 #[tokio::test]
 async fn what_policy_does_not_approve_is_neither_signed_nor_sent() {
     let (mut world, _) = charged(2).await;
-    world.approve = std::sync::Arc::new(|request| Err(format!("no {} today", request.kind())));
+    world.policy = std::sync::Arc::new(Policy { claim_cap: Amount::new(1), ..(*world.policy).clone() });
     let settlement = world.settlement();
     settle(&settlement).await;
     let report = settle(&settlement).await;
-    assert!(report.stuck.iter().all(|stuck| stuck.error == "no claim today"));
+    assert!(report.stuck.iter().all(|stuck| stuck.error.contains("one request may move 1 (")));
     assert_eq!(report.stuck.len(), 2);
     assert!(world.chain.sent().is_empty() && world.store.batches_now().is_empty());
     assert_eq!((world.watcher.count("signed"), world.watcher.count("refused") > 0), (0, true));

@@ -8,7 +8,7 @@ mod signer_requests;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use signer_requests::{Cast, key, rules};
+use signer_requests::{Cast, approved, key, rules};
 use turnpike::cli::keygen::{self, KeygenError, Report};
 use turnpike::scheme::svm::{program, verify_strict};
 use turnpike::signer::frost::{self, FrostSigner, OpenError};
@@ -53,7 +53,7 @@ async fn every_pair_of_shares_signs_under_the_same_key() {
         let signer = FrostSigner::open(pair.map(|number| open(&report, number)).into(), rules()).unwrap();
         assert_eq!(signer.public_key(), report.address, "{pair:?}");
         assert_eq!(signer.health(), Ok(()));
-        let signature = signer.sign(voucher(key(1), 5, 9)).await.unwrap();
+        let signature = signer.sign(approved(voucher(key(1), 5, 9))).await.unwrap();
         assert!(verify_strict(&report.address, &program::voucher_message(&key(1), 5, 9), &signature), "{pair:?}");
     }
     let all = [1, 2, 3].map(|number| open(&report, number)).into();
@@ -70,7 +70,7 @@ async fn one_share_signs_nothing() {
     assert_eq!(signer.public_key(), report.address);
     let missing = signer.health().unwrap_err();
     assert!(missing.contains("1 of the 2 shares"), "{missing}");
-    assert_eq!(signer.sign(voucher(key(1), 5, 9)).await, Err(SignerError::NoQuorum(missing)));
+    assert_eq!(signer.sign(approved(voucher(key(1), 5, 9))).await, Err(SignerError::NoQuorum(missing)));
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn every_kind_of_transaction_comes_back_signed_by_the_group() {
     let cast = Cast::new(group);
     for draft in [cast.open(), cast.claim(4), cast.distribute(2), cast.close_with_voucher(7, 0), cast.reclaim()] {
         let request = cast.build(&draft);
-        let signature = signer.sign(request.clone()).await.unwrap();
+        let signature = signer.sign(approved(request.clone())).await.unwrap();
         let (SigningRequest::Sponsor { mut transaction, .. }
         | SigningRequest::Claim { mut transaction, .. }
         | SigningRequest::Distribute { mut transaction, .. }
@@ -95,23 +95,23 @@ async fn every_kind_of_transaction_comes_back_signed_by_the_group() {
     let network = SOLANA_DEVNET.parse().unwrap();
     let consent = SigningRequest::CloseAuthorization { network, channel, cumulative: 3, valid_before: 9 };
     let digest = program::close_digest(SOLANA_DEVNET, &group, &channel, 3, 0, 9);
-    assert!(verify_strict(&group, &digest, &signer.sign(consent).await.unwrap()));
+    assert!(verify_strict(&group, &digest, &signer.sign(approved(consent)).await.unwrap()));
 }
 
-#[tokio::test]
-async fn a_refused_request_has_no_signature() {
+#[test]
+fn a_refused_request_has_no_signature_whatever_the_proxy_says() {
     let signer = FrostSigner::ephemeral(rules()).unwrap();
     let cast = Cast::new(signer.public_key());
     let mut draft = cast.claim(1);
     draft.instructions.push(cast.sol_transfer(cast.group, key(9), 1));
-    let refused = signer.sign(cast.build(&draft)).await.unwrap_err();
+    let refused = signer.sign_blocking(&cast.build(&draft)).unwrap_err();
     assert!(matches!(refused, SignerError::Refused { rule: "instruction", .. }), "{refused}");
 }
 
 #[test]
 fn a_signer_signs_without_a_runtime_too() {
     let signer = FrostSigner::ephemeral(rules()).unwrap();
-    let mut signing = signer.sign(voucher(key(1), 5, 9));
+    let mut signing = signer.sign(approved(voucher(key(1), 5, 9)));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(matches!(signing.as_mut().poll(&mut context), std::task::Poll::Ready(Ok(_))));
 }
@@ -240,7 +240,7 @@ async fn committed_share_files_still_sign() {
         keystore::open(&path, &passphrase(number)).unwrap()
     };
     let signer = FrostSigner::open(vec![share(1), share(2)], rules()).unwrap();
-    let signature = signer.sign(voucher(key(1), 5, 9)).await.unwrap();
+    let signature = signer.sign(approved(voucher(key(1), 5, 9))).await.unwrap();
     assert!(verify_strict(&signer.public_key(), &program::voucher_message(&key(1), 5, 9), &signature));
 }
 

@@ -707,22 +707,18 @@ fn a_kind_that_is_switched_off_is_refused_first() {
 #[test]
 fn the_policy_approves_what_the_books_and_caps_allow() {
     let c = cast();
-    let policy = Policy {
-        kinds: KINDS.to_vec(),
-        pay_to: vec![pay_to()],
-        batch_cap: Amount::new(3_000),
-        deposit_cap: Amount::from(DEPOSIT),
-    };
+    let cap = Amount::from(DEPOSIT);
+    let policy = Policy { pay_to: vec![pay_to()], claim_cap: cap, deposit_cap: cap };
     let claim = || c.build(&c.claim(2));
     let approved = policy.approve(claim(), Amount::new(3_000)).unwrap();
     assert_eq!(approved.request().kind(), "claim");
     assert_eq!(verdict(&approved.into_request()), "accepted");
     assert!(policy.approve(c.build(&c.open()), Amount::ZERO).is_ok());
-    assert!(policy.approve(c.build(&c.distribute(2)), Amount::new(3_000)).is_ok());
+    assert!(policy.approve(c.build(&c.distribute(2)), cap).is_ok());
 
     let refusal = |request, moving| policy.approve(request, Amount::new(moving)).unwrap_err();
-    let cap = policy.batch_cap;
-    assert_eq!(refusal(claim(), 3_001), PolicyError::BatchCap { moving: Amount::new(3_001), cap });
+    let moving = cap.checked_add(Amount::new(1)).unwrap();
+    assert_eq!(refusal(claim(), moving.get()), PolicyError::ClaimCap { moving, cap });
     assert!(matches!(refusal(c.build(&c.claim(1)), 1_001), PolicyError::Books { .. }));
     let mut other = c.distribute(1);
     *other.main() = program::distribute(&c.accounts(1), &TREASURY_PLACEHOLDER, &all_to(key(0x66)));
@@ -733,11 +729,17 @@ fn the_policy_approves_what_the_books_and_caps_allow() {
         recipients[0].bps = 1;
     });
     assert_eq!(refusal(c.build(&split), 0), PolicyError::Distribution);
-    let mut large = c.open();
-    large.body = Body::Sponsor(Setup::Open { deposit: DEPOSIT + 1 });
-    assert!(matches!(refusal(c.build(&large), 0), PolicyError::DepositCap { .. }));
-    let strict = Policy { kinds: vec!["claim"], ..policy.clone() };
-    assert_eq!(strict.approve(c.build(&c.reclaim()), Amount::ZERO).unwrap_err(), PolicyError::Kind("close"));
+    let one_less = Amount::from(DEPOSIT - 1);
+    for large in [c.open(), c.top_up()] {
+        let policy = Policy { deposit_cap: one_less, ..policy.clone() };
+        let refused = policy.approve(c.build(&large), Amount::ZERO).unwrap_err();
+        assert_eq!(refused, PolicyError::DepositCap { deposit: cap, cap: one_less });
+    }
+    assert_eq!(policy.admit_deposit(Amount::new(1), cap), Ok(()));
+    assert_eq!(
+        policy.admit_deposit(Amount::new(1), moving).unwrap_err(),
+        PolicyError::ChannelCap { deposit: moving, cap }
+    );
 }
 
 proptest! {

@@ -28,12 +28,13 @@ use turnpike::gate::{AdmitRequest, Finished, Gate, Options as GateOptions, Outco
 use turnpike::ledger::channel::{Seller, Terms};
 use turnpike::ledger::memory::MemoryStore;
 use turnpike::ledger::{Ledger, Limits};
+use turnpike::policy::Policy;
 use turnpike::scheme::svm::program::{self, Call};
 use turnpike::scheme::svm::transaction::Transaction;
 use turnpike::scheme::svm::{TOKEN_PROGRAM, treasury_owner};
 use turnpike::settlement::{Filter, NoObserver, Options as SettlementOptions, Settlement, Trigger};
 use turnpike::signer::rules::{ComputeCaps, Judge, KINDS, Rules};
-use turnpike::signer::{Signer, SignerError, SigningRequest};
+use turnpike::signer::{Approved, Signer, SignerError};
 use turnpike::x402::header;
 use turnpike::x402::key::Signature;
 use turnpike::x402::wire::{BatchPayload, BatchVoucher, Deposit, PaymentRequirements};
@@ -57,9 +58,10 @@ impl Signer for OneKey {
         Key(self.0.verifying_key().to_bytes())
     }
 
-    async fn sign(&self, request: SigningRequest) -> Result<Signature, SignerError> {
+    async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
+        let request = approved.request();
         let bytes =
-            self.1.judge(&request).unwrap_or_else(|error| panic!("the rules refuse a {}: {error}", request.kind()));
+            self.1.judge(request).unwrap_or_else(|error| panic!("the rules refuse a {}: {error}", request.kind()));
         Ok(Signature(self.0.sign(bytes.as_bytes()).to_bytes()))
     }
 
@@ -199,9 +201,15 @@ impl World {
         let signer: Arc<dyn Signer> = Arc::<OneKey>::clone(signer);
         let ledger =
             Ledger::open(Arc::<MemoryStore>::clone(store), Arc::clone(&clock), Limits::default()).await.unwrap();
-        let facilitator =
-            LocalFacilitator::new(Arc::clone(&chain), Arc::clone(&signer), Arc::clone(seller), Arc::clone(&clock))
-                .unwrap();
+        let policy = Arc::new(Policy::unlimited(vec![seller.pay_to]));
+        let facilitator = LocalFacilitator::new(
+            Arc::clone(&chain),
+            Arc::clone(&signer),
+            Arc::clone(&policy),
+            Arc::clone(seller),
+            Arc::clone(&clock),
+        )
+        .unwrap();
         let facilitator: Arc<dyn Facilitator> = Arc::new(facilitator);
         let gate = Gate::new(
             Arc::clone(&ledger),
@@ -212,15 +220,8 @@ impl World {
         gate.recover();
         let mut options = SettlementOptions::new(vec![Arc::clone(seller)]);
         options.rules.min_amount = Amount::new(1);
-        let settlement = Settlement::new(
-            Arc::clone(&ledger),
-            chain,
-            signer,
-            Arc::new(|_: &SigningRequest| Ok(())),
-            clock,
-            options,
-            Arc::new(NoObserver),
-        );
+        let settlement =
+            Settlement::new(Arc::clone(&ledger), chain, signer, policy, clock, options, Arc::new(NoObserver));
         Life { ledger, gate, settlement }
     }
 

@@ -100,6 +100,7 @@ fn lower_levels_name_nothing_above_them() {
     forbid(&flows, &above_flows);
     forbid(&ports, &above_ports);
     forbid(&pure, &above_ports);
+    forbid(&["policy"], &ports);
     forbid(&words, &above_words);
 }
 

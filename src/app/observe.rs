@@ -11,7 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::ledger::channel::Seller;
 use crate::ledger::store::{BatchKind, BatchRecord};
 use crate::settlement;
-use crate::signer::{Signer, SignerError, SigningRequest};
+use crate::signer::{Approved, Signer, SignerError};
 use crate::telemetry::{Telemetry, seconds_value};
 use crate::x402::Key;
 use crate::x402::key::Signature;
@@ -94,10 +94,10 @@ impl Signer for Timed {
         self.inner.public_key()
     }
 
-    async fn sign(&self, request: SigningRequest) -> Result<Signature, SignerError> {
-        let kind = request.kind();
+    async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
+        let kind = approved.request().kind();
         let started = Instant::now();
-        let signed = self.inner.sign(request).await;
+        let signed = self.inner.sign(approved).await;
         self.telemetry.signing_seconds.with_label_values(&[kind]).observe(started.elapsed().as_secs_f64());
         if let Err(SignerError::Refused { rule, detail }) = &signed {
             self.telemetry.signing_refusals.with_label_values(&[rule]).inc();

@@ -34,11 +34,13 @@ use crate::amount::Amount;
 use crate::chain::{Account, Blockhash, Chain, ChainError, Confirmation};
 use crate::clock::Clock;
 use crate::ledger::channel::{OnChain, Seller, Terms};
+use crate::policy::{Policy, PolicyError};
 use crate::scheme::svm::acceptance::Rejected;
 use crate::scheme::svm::program::ChannelAccount;
 use crate::scheme::svm::transaction::Transaction;
 use crate::scheme::svm::{PAYMENT_CHANNELS, SYSTEM_PROGRAM, associated_token_account};
-use crate::signer::{Signer, SignerError};
+use crate::signer::{Signer, SignerError, SigningRequest};
+use crate::x402::key::Signature;
 use crate::x402::{Key, Reason};
 
 /// How long a transaction is waited for before its fate is called unknown.
@@ -63,6 +65,7 @@ pub enum LocalFacilitatorError {
 pub struct LocalFacilitator {
     chain: Arc<dyn Chain>,
     signer: Arc<dyn Signer>,
+    policy: Arc<Policy>,
     clock: Arc<dyn Clock>,
     seller: Arc<Seller>,
     pay_to_ata: Key,
@@ -79,6 +82,7 @@ impl LocalFacilitator {
     pub fn new(
         chain: Arc<dyn Chain>,
         signer: Arc<dyn Signer>,
+        policy: Arc<Policy>,
         seller: Arc<Seller>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, LocalFacilitatorError> {
@@ -93,6 +97,7 @@ impl LocalFacilitator {
         Ok(Self {
             chain,
             signer,
+            policy,
             clock,
             seller,
             pay_to_ata,
@@ -118,6 +123,12 @@ impl LocalFacilitator {
             return Ok(());
         }
         Err(refused(Reason::InvalidRequirements, "the channel's terms are another seller's"))
+    }
+
+    /// Has the policy approve a request, and the signer sign it.
+    async fn sign(&self, request: SigningRequest, moving: Amount) -> Result<Signature, FacilitatorError> {
+        let approved = self.policy.approve(request, moving).map_err(|error| forbidden(&error))?;
+        self.signer.sign(approved).await.map_err(|error| not_signed(&error))
     }
 
     fn take(&self, job: Job) -> Result<Turn<'_>, Taken> {
@@ -154,6 +165,10 @@ fn nothing_sent(error: &ChainError) -> FacilitatorError {
     FacilitatorError::Unavailable(error.to_string())
 }
 
+fn forbidden(error: &PolicyError) -> FacilitatorError {
+    refused(Reason::UnexpectedSettleError, error.to_string())
+}
+
 fn not_signed(error: &SignerError) -> FacilitatorError {
     match error {
         SignerError::Refused { .. } => refused(Reason::UnexpectedSettleError, error.to_string()),
@@ -164,6 +179,7 @@ fn not_signed(error: &SignerError) -> FacilitatorError {
 /// The codes that a scheme has for the same mishap.
 #[derive(Clone, Copy)]
 struct Codes {
+    setup: Reason,
     simulation: Reason,
     broadcast: Reason,
     state: Reason,
@@ -171,12 +187,14 @@ struct Codes {
 }
 
 const BATCH: Codes = Codes {
+    setup: Reason::BatchSetupTransaction,
     simulation: Reason::BatchSettlementSimulation,
     broadcast: Reason::BatchSettlementSimulation,
     state: Reason::BatchChannelState,
     close: Reason::BatchCloseState,
 };
 const UPTO: Codes = Codes {
+    setup: Reason::UptoOpenTransaction,
     simulation: Reason::UptoSettlementSimulation,
     broadcast: Reason::UptoChannelBroadcast,
     state: Reason::UptoChannelState,

@@ -124,6 +124,9 @@ impl Core {
     pub(super) fn enter(self: &Arc<Self>, entry: &Entry) -> Result<Entered, Refused> {
         self.running().map_err(Refused::Stopped)?;
         let bid = Bid { voucher: entry.voucher, amount: entry.amount, deposit_after: entry.deposit_after };
+        if let Some(max) = self.limits.channel_charged_max.filter(|max| bid.voucher.cumulative > *max) {
+            return Err(Refused::ExceedsDeposit { deposit: max });
+        }
         let id = entry.terms.id;
         let mut answers = Vec::new();
         let arrive = |slot: &mut Slot| self.arrive(slot, &entry.terms.seller, bid, &mut answers);

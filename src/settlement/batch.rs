@@ -107,6 +107,17 @@ impl Line {
         self.record.terms.id
     }
 
+    /// What the line newly moves by the books: for a payout what it pays out, else what it claims above the chain's
+    /// watermark.
+    fn moving(&self) -> Amount {
+        let chain = &self.record.on_chain;
+        match self.action {
+            Action::Claim | Action::Seal => Amount::from(self.amount).saturating_sub(chain.claimed),
+            Action::Distribute | Action::CloseOut => chain.claimed.saturating_sub(chain.distributed),
+            Action::Reclaim => Amount::ZERO,
+        }
+    }
+
     fn message(&self) -> [u8; VOUCHER_MESSAGE_BYTES] {
         program::voucher_message(&self.channel(), self.amount, 0)
     }
@@ -183,6 +194,12 @@ impl Draft {
     #[must_use]
     pub fn journal(&self) -> Vec<(Key, Amount)> {
         self.lines.iter().map(|line| (line.channel(), line.amount.into())).collect()
+    }
+
+    /// What it newly moves by the books, for the policy.
+    #[must_use]
+    pub fn moving(&self) -> Amount {
+        self.lines.iter().fold(Amount::ZERO, |sum, line| sum.saturating_add(line.moving()))
     }
 
     /// The unsigned transaction. `number` makes it differ from others that do the same with the same blockhash: the

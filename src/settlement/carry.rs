@@ -78,9 +78,9 @@ impl Settlement {
         let transaction = draft.transaction(self.fee_payer, self.options.compute_unit_price, blockhash.hash, id);
         let mut transaction = transaction.map_err(|error| Unmade::Halted(error.to_string()))?;
         let request = draft.request(transaction.clone()).ok_or_else(|| Unmade::Halted("an empty batch".to_owned()))?;
-        // The one place where policy is asked.
-        (self.approve)(&request).map_err(Unmade::Forbidden)?;
-        let signature = self.signer.sign(request).await.map_err(|error| match error {
+        let approved = self.policy.approve(request, draft.moving());
+        let approved = approved.map_err(|error| Unmade::Forbidden(error.to_string()))?;
+        let signature = self.signer.sign(approved).await.map_err(|error| match error {
             SignerError::Refused { .. } => Unmade::Forbidden(error.to_string()),
             SignerError::NoQuorum(_) | SignerError::Broken(_) => Unmade::Halted(error.to_string()),
         })?;

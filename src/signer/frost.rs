@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use super::keystore::{KeyShare, SHARES};
 use super::rules::{Judge, Rules};
-use super::{Signer, SignerError, SigningRequest};
+use super::{Approved, Signer, SignerError, SigningRequest};
 use crate::scheme::svm::verify_strict;
 use crate::x402::Key;
 use crate::x402::key::Signature;
@@ -121,7 +121,8 @@ impl FrostSigner {
         Self(Arc::new(Inner { judge: Judge::new(rules, quorum.group), quorum }))
     }
 
-    /// [`Signer::sign`] on the calling thread.
+    /// Judges and signs on the calling thread. It takes a request as a proxy that lies could make it: nothing here relies
+    /// on anybody's approval.
     ///
     /// # Errors
     /// As [`Signer::sign`].
@@ -144,7 +145,8 @@ impl Signer for FrostSigner {
         self.0.quorum.group
     }
 
-    async fn sign(&self, request: SigningRequest) -> Result<Signature, SignerError> {
+    async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
+        let request = approved.into_request();
         // A signature is 0.4 ms of arithmetic, twenty times a proxied request: too long for a thread that serves others.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return self.sign_blocking(&request);

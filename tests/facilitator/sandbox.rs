@@ -23,7 +23,9 @@ impl Life {
         sandbox.mint_to(&seller.pay_to, 0).unwrap();
         let rpc = SvmRpc::new(SvmRpcOptions::sandbox(sandbox.rpc_url().to_owned())).unwrap();
         let (chain, signer) = (Arc::new(rpc.clone()), Arc::new(FakeSigner::default()));
-        let facilitator = LocalFacilitator::new(chain, signer, Arc::clone(&seller), Arc::new(SystemClock)).unwrap();
+        let policy = Arc::new(Policy::unlimited(vec![seller.pay_to]));
+        let facilitator =
+            LocalFacilitator::new(chain, signer, policy, Arc::clone(&seller), Arc::new(SystemClock)).unwrap();
         let authorizer = public(if scheme == DepositScheme::Upto { GROUP } else { AUTHORIZER });
         let slot = rpc.slot().await.unwrap();
         let terms = Terms::derive(seller, public(PAYER), authorizer, 42, slot);

@@ -281,6 +281,7 @@ impl House {
         let limits = Limits {
             exposure_max: None,
             channel_exposure_max: None,
+            channel_charged_max: None,
             waiters_per_channel_max: 8,
             wait_max: Duration::from_millis(200),
             gap_wait_max: Duration::from_millis(20),

@@ -137,10 +137,7 @@ async fn take(world: &mut World, ledger: &Arc<Ledger>, step: &Step) -> Result<()
         Step::Reserve { number, off, price, deposit_after } => {
             let charged = world.channels.get(&number).map_or(0, |model| model.charged);
             let total = u64::try_from(i64::try_from(charged + price).unwrap() + off).unwrap_or(0);
-            let request = turnpike::ledger::Entry {
-                deposit_after: deposit_after.map(Amount::from),
-                ..entry(number, total, price)
-            };
+            let request = Entry { deposit_after: deposit_after.map(Amount::from), ..entry(number, total, price) };
             let outcome = ledger.reserve(request).await;
             prop_assert_eq!(word(&outcome), world.foretell(number, total, price, deposit_after));
             if let Ok(held) = outcome {

@@ -20,6 +20,7 @@ use turnpike::clock::{Clock, ManualClock, UnixMillis};
 use turnpike::ledger::channel::{OnChain, Seller, Terms, Voucher};
 use turnpike::ledger::store::{BatchKind, BatchRecord, BatchState, ChannelRecord, Snapshot, Store, StoreError, Write};
 use turnpike::ledger::{Entry, Ledger, Limits, Reservation};
+use turnpike::policy::Policy;
 use turnpike::scheme::svm::program::{
     self, Call, ChannelAccount, ChannelStatus, OPEN_SLOT_WINDOW, all_to, distribution_hash, voucher_message,
 };
@@ -28,8 +29,8 @@ use turnpike::scheme::svm::{
     COMPUTE_BUDGET_PROGRAM, ED25519_PROGRAM, PAYMENT_CHANNELS, TOKEN_PROGRAM, TREASURY_PLACEHOLDER, USDC_DEVNET,
     associated_token_account, verify_strict,
 };
-use turnpike::settlement::{Approve, Observer, Options, Settlement};
-use turnpike::signer::{Signer, SignerError, SigningRequest};
+use turnpike::settlement::{Observer, Options, Settlement};
+use turnpike::signer::{Approved, Signer, SignerError, SigningRequest};
 use turnpike::x402::Key;
 use turnpike::x402::key::Signature;
 
@@ -508,9 +509,9 @@ impl Signer for TestSigner {
     fn public_key(&self) -> Key {
         public(FEE_PAYER)
     }
-    async fn sign(&self, request: SigningRequest) -> Result<Signature, SignerError> {
+    async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
         self.crash.point().await;
-        let (transaction, channels) = match request {
+        let (transaction, channels) = match approved.into_request() {
             SigningRequest::Claim { lines, transaction } => {
                 let claimed: Vec<_> =
                     transaction.instructions().iter().filter_map(verified).map(|(_, id, sum)| (id, sum)).collect();
@@ -600,7 +601,7 @@ pub struct World {
     pub crash: Arc<Crash>,
     pub seller: Arc<Seller>,
     pub ledger: Arc<Ledger>,
-    pub approve: Arc<Approve>,
+    pub policy: Arc<Policy>,
     pub watcher: Arc<Watcher>,
 }
 
@@ -665,8 +666,8 @@ impl World {
         chain.pay_to_exists(true);
         let signer = Arc::new(TestSigner { crash: Arc::clone(&crash), channels_max: AtomicUsize::new(4) });
         let ledger = open(&store, &clock).await;
-        let (approve, watcher) = (Arc::new(|_: &SigningRequest| Ok(())), Arc::default());
-        Self { clock, chain: Arc::new(chain), store, signer, crash, seller, ledger, approve, watcher }
+        let (policy, watcher) = (Arc::new(Policy::unlimited(vec![seller.pay_to])), Arc::default());
+        Self { clock, chain: Arc::new(chain), store, signer, crash, seller, ledger, policy, watcher }
     }
 
     pub fn options(&self) -> Options {
@@ -682,7 +683,7 @@ impl World {
             Arc::clone(&self.ledger),
             Arc::<TestChain>::clone(&self.chain),
             Arc::<TestSigner>::clone(&self.signer),
-            Arc::clone(&self.approve),
+            Arc::clone(&self.policy),
             Arc::<ManualClock>::clone(&self.clock),
             options,
             Arc::<Watcher>::clone(&self.watcher),
@@ -762,6 +763,7 @@ async fn open(store: &Arc<TestStore>, clock: &Arc<ManualClock>) -> Arc<Ledger> {
     let limits = Limits {
         exposure_max: None,
         channel_exposure_max: None,
+        channel_charged_max: None,
         waiters_per_channel_max: 4,
         wait_max: Duration::from_secs(1),
         gap_wait_max: Duration::from_secs(1),

@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use ed25519_dalek::{Signer as _, SigningKey};
+use turnpike::amount::Amount;
+use turnpike::policy::Policy;
 use turnpike::scheme::svm::program::{self, Call, ChannelAccounts, all_to};
 use turnpike::scheme::svm::transaction::{Instruction, Transaction};
 use turnpike::scheme::svm::{TOKEN_PROGRAM, TREASURY_PLACEHOLDER, USDC_DEVNET};
 use turnpike::signer::rules::{ComputeCaps, KINDS, Rules};
-use turnpike::signer::{ClaimLine, Setup, SigningRequest};
+use turnpike::signer::{Approved, ClaimLine, Setup, SigningRequest};
 use turnpike::x402::Key;
 use turnpike::x402::key::Signature;
 use turnpike::x402::network::SOLANA_DEVNET;
@@ -25,6 +27,11 @@ pub fn pay_to() -> Key {
 
 pub fn key(seed: u8) -> Key {
     Key(SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes())
+}
+
+/// The request, as a policy lets it through that pays the same recipients.
+pub fn approved(request: SigningRequest) -> Approved {
+    Policy::unlimited(rules().pay_to).approve(request, Amount::ZERO).unwrap()
 }
 
 pub fn rules() -> Rules {

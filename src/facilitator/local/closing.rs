@@ -84,7 +84,7 @@ impl LocalFacilitator {
         }
         let mut turn = self.take(Job::Meter(terms.id)).map_err(|taken| not_taken(&taken))?;
         let request = SigningRequest::Voucher { channel: terms.id, cumulative: charged, deposit: ceiling, expires_at };
-        let signature = self.signer.sign(request).await.map_err(|error| not_signed(&error))?;
+        let signature = self.sign(request, charge).await?;
         if !verify_strict(&terms.authorizer, &voucher_message(&terms.id, charged, expires_at), &signature) {
             return Err(not_signed(&SignerError::Broken("a voucher over a metered charge".into())));
         }
@@ -107,7 +107,7 @@ impl LocalFacilitator {
             let accounts = accounts.map_err(|error| nothing_sent(&error))?;
             let blockhash = blockhash.map_err(|error| nothing_sent(&error))?;
             let (before, plan) = self.plan(terms, closing, voucher, &accounts)?;
-            let transaction = self.signed_close(terms, &plan, &blockhash).await?;
+            let transaction = self.signed_close(terms, &before, &plan, &blockhash).await?;
             turn.hold(self.clock.now());
             match self.broadcast(&transaction, blockhash.last_valid_block_height).await {
                 Fate::Confirmed => return Ok(self.closed(terms, &before, &plan, transaction.id()).await),
@@ -165,6 +165,7 @@ impl LocalFacilitator {
     async fn signed_close(
         &self,
         terms: &Terms,
+        before: &ChannelAccount,
         plan: &Plan,
         blockhash: &Blockhash,
     ) -> Result<Transaction, FacilitatorError> {
@@ -173,7 +174,8 @@ impl LocalFacilitator {
         let mut transaction = built.map_err(|error| FacilitatorError::Unavailable(error.to_string()))?;
         let request =
             SigningRequest::Close { channel: terms.id, cumulative: plan.applied, transaction: transaction.clone() };
-        let signature = self.signer.sign(request).await.map_err(|error| not_signed(&error))?;
+        let moving = Amount::from(plan.claimed.saturating_sub(before.settled));
+        let signature = self.sign(request, moving).await?;
         let set = transaction.set_signature(&fee_payer, signature);
         set.map_err(|error| FacilitatorError::Unavailable(error.to_string()))?;
         Ok(transaction)

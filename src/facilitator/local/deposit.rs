@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::in_flight::Job;
 use super::token::{TOKEN_2022_ACCOUNT_BYTES, TOKEN_ACCOUNT_BYTES};
-use super::{Codes, Fate, LocalFacilitator, channel_in, not_signed, not_taken, nothing_sent, refused};
+use super::{Codes, Fate, LocalFacilitator, channel_in, not_taken, nothing_sent, refused};
 use crate::amount::Amount;
 use crate::chain::{Account, ChainError, Simulation};
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, FacilitatorError, SettledDeposit};
@@ -73,8 +73,8 @@ impl LocalFacilitator {
         };
         let mut turn = self.take(job).map_err(|taken| not_taken(&taken))?;
         let request = SigningRequest::Sponsor { setup, transaction: deposit.transaction.clone() };
-        let (signature, height) = tokio::join!(self.signer.sign(request), self.chain.block_height());
-        let signature = signature.map_err(|error| not_signed(&error))?;
+        let (signature, height) = tokio::join!(self.sign(request, Amount::ZERO), self.chain.block_height());
+        let signature = signature?;
         let height = height.map_err(|error| nothing_sent(&error))?;
         let set = deposit.transaction.set_signature(&self.seller.fee_payer, signature);
         set.map_err(|error| FacilitatorError::Unavailable(error.to_string()))?;
@@ -172,6 +172,8 @@ impl Candidate<'_> {
     /// Every check that needs the chain's accounts; returns the deposit that the channel will have.
     fn judge(&self, accounts: &DepositAccounts, rent: u64) -> Result<Amount, FacilitatorError> {
         let deposit_after = self.channel(accounts.channel.as_ref())?;
+        let admitted = self.facilitator.policy.admit_deposit(self.request.amount, deposit_after);
+        admitted.map_err(|error| refused(self.codes.setup, error.to_string()))?;
         self.token_accounts(accounts)?;
         let held = accounts.fee_payer.as_ref().map_or(0, |account| account.lamports);
         let needed = self.fee_lamports.saturating_add(rent);
