@@ -129,7 +129,7 @@ fn vendor_crates_stay_in_their_files() {
         ("solana_transaction", &["scheme/svm/transaction", "chain"]),
         ("wincode", &["scheme/svm/transaction", "chain"]),
         ("solana_address", &["scheme/svm", "chain"]),
-        ("matchit", &["gate/route"]),
+        ("wayfind", &["gate/route/tree"]),
         ("prometheus", &["telemetry"]),
         ("axum", &["admin", "chain/sandbox", "cli/demo"]),
         ("clap", &["cli"]),

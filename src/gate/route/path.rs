@@ -62,13 +62,18 @@ impl Scratch {
     }
 }
 
-/// The canonical form of a path, without its first and last slash; the root is empty.
+/// The canonical form of a path, without a slash at its end; the root is `/`.
 ///
 /// # Errors
 /// [`BadPath`] for what cannot be read in one way only.
 pub(super) fn canonical<'a>(path: &'a str, scratch: &'a mut Scratch) -> Result<Cow<'a, str>, BadPath> {
-    let rest = path.strip_prefix('/').ok_or(BadPath::NotAbsolute)?;
-    let canonical = if rest.bytes().all(is_plain) { Cow::Borrowed(rest) } else { rewrite(rest, scratch)? };
+    if !path.starts_with('/') {
+        return Err(BadPath::NotAbsolute);
+    }
+    let canonical = if path.bytes().all(is_plain) { Cow::Borrowed(path) } else { rewrite(path, scratch)? };
+    if canonical == "/" {
+        return Ok(canonical);
+    }
     let canonical = match canonical {
         Cow::Borrowed(text) => Cow::Borrowed(text.strip_suffix('/').unwrap_or(text)),
         Cow::Owned(mut text) => {
@@ -78,7 +83,7 @@ pub(super) fn canonical<'a>(path: &'a str, scratch: &'a mut Scratch) -> Result<C
             Cow::Owned(text)
         }
     };
-    check_segments(&canonical, rest)?;
+    check_segments(&canonical)?;
     Ok(canonical)
 }
 
@@ -154,12 +159,9 @@ fn hex(digit: u8) -> Option<u8> {
     }
 }
 
-/// Refuses empty and dot segments. `spelled` tells the root from `//`.
-fn check_segments(canonical: &str, spelled: &str) -> Result<(), BadPath> {
-    if canonical.is_empty() {
-        return if spelled.is_empty() { Ok(()) } else { Err(BadPath::EmptySegment) };
-    }
-    for segment in canonical.split('/') {
+/// Refuses empty and dot segments in what is not the root.
+fn check_segments(canonical: &str) -> Result<(), BadPath> {
+    for segment in canonical.split('/').skip(1) {
         match segment {
             "" => return Err(BadPath::EmptySegment),
             "." | ".." => return Err(BadPath::DotSegment),
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
 
     fn of(path: &str) -> Result<String, BadPath> {
-        canonical(path, &mut Scratch::new()).map(Cow::into_owned)
+        canonical(path, &mut Scratch::new()).map(|canonical| canonical.strip_prefix('/').unwrap().to_owned())
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn segment<'t>(part: &'t str, names: &mut Vec<&'t str>) -> Result<Segment, Patte
     let mut scratch = Scratch::new();
     let spelled = format!("/{part}");
     let text = canonical(&spelled, &mut scratch).map_err(PatternError::Never)?;
-    Ok(Segment::Text(text.as_ref().into()))
+    Ok(Segment::Text(text.trim_start_matches('/').into()))
 }
 
 /// Why a text is not a host.

@@ -18,9 +18,8 @@ use super::pattern::{HostError, Pattern, PatternError, host_of, parse_host};
 use super::tree::Tree;
 use super::{Route, Unlisted};
 
-/// Routes, ready to be matched. Matching allocates nothing but for paths that are long or not ASCII and spelled in an
-/// unusual way.
-#[derive(Debug)]
+/// Routes, ready to be matched. Matching allocates nothing but for paths with more than four parameters, and for those
+/// that are long or not ASCII and spelled in an unusual way.
 pub struct RouteTable {
     hosts: HashMap<Box<str>, Tree<Leaf>>,
     any_host: Tree<Leaf>,
@@ -70,6 +69,9 @@ pub enum TableError {
         /// Why.
         why: HostError,
     },
+    /// The router does not take a pattern that was read before: a mistake of ours.
+    #[error("the router does not take {0}; please report this")]
+    Router(String),
 }
 
 /// The routes of one pattern, by method.
@@ -131,17 +133,17 @@ impl RouteTable {
         if let Some(&(first, second)) = conflicts(&claims).first() {
             return Err(TableError::SameTwice { first, second });
         }
-        let mut table = Self { hosts: HashMap::new(), any_host: Tree::default(), unlisted };
+        let mut leaves: HashMap<Option<String>, HashMap<Pattern, Leaf>> = HashMap::from([(None, HashMap::new())]);
         for (host, pattern, route) in read {
-            let tree = match host {
-                Some(host) => table.hosts.entry(host.into_boxed_str()).or_default(),
-                None => &mut table.any_host,
-            };
-            if let Some(leaf) = tree.entry(&pattern, Leaf::new) {
-                leaf.add(route);
-            }
+            leaves.entry(host).or_default().entry(pattern).or_insert_with(Leaf::new).add(route);
         }
-        Ok(table)
+        let any_host = Tree::build(leaves.remove(&None).unwrap_or_default()).map_err(TableError::Router)?;
+        let mut hosts = HashMap::new();
+        for (host, leaves) in leaves {
+            let tree = Tree::build(leaves).map_err(TableError::Router)?;
+            hosts.extend(host.map(|host| (host.into_boxed_str(), tree)));
+        }
+        Ok(Self { hosts, any_host, unlisted })
     }
 
     /// Where a request belongs. `host` is the request's authority or `Host` header, with or without port; `path` is

@@ -1,89 +1,75 @@
-//! The tree of patterns: one level for each segment.
+//! The tree of patterns, by the `wayfind` router.
 //!
 //! At every level a text beats a parameter and a parameter beats a final `*`, from left to right; where a better branch
-//! ends in nothing, the next one is tried. (The `matchit` router was considered: it refuses `/v1/{id}` beside
-//! `/v1/*`, which operators will write.)
+//! ends in nothing, the next one is tried. How the choice of the library was made is in `docs/decisions/0005`.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use wayfind::{Router, RouterBuilder};
 
 use super::pattern::{Pattern, Segment};
 
+/// What stands for the library's own angle brackets where a path has them as text. No path has control characters.
+const MASKS: [(&str, &str); 2] = [("<", "\u{1}"), (">", "\u{2}")];
+
 /// Leaves of type `L` by pattern.
-#[derive(Debug)]
 pub(super) struct Tree<L> {
-    nodes: Vec<Node<L>>,
-}
-
-#[derive(Debug)]
-struct Node<L> {
-    /// Sorted by text.
-    texts: Vec<(Box<str>, usize)>,
-    any: Option<usize>,
-    /// For a path that ends here.
-    here: Option<L>,
-    /// For a path that ends here or anywhere below.
-    open: Option<L>,
-}
-
-impl<L> Default for Node<L> {
-    fn default() -> Self {
-        Self { texts: Vec::new(), any: None, here: None, open: None }
-    }
-}
-
-impl<L> Default for Tree<L> {
-    fn default() -> Self {
-        Self { nodes: vec![Node::default()] }
-    }
+    router: Router<Arc<L>>,
 }
 
 impl<L> Tree<L> {
-    /// The leaf of `pattern`, made where there is none. `None` never happens: every index is of this tree.
-    pub(super) fn entry(&mut self, pattern: &Pattern, new: impl FnOnce() -> L) -> Option<&mut L> {
-        let mut at = 0;
-        for segment in &pattern.segments {
-            at = self.child(at, segment)?;
-        }
-        let node = self.nodes.get_mut(at)?;
-        Some(if pattern.open { &mut node.open } else { &mut node.here }.get_or_insert_with(new))
-    }
-
-    fn child(&mut self, at: usize, segment: &Segment) -> Option<usize> {
-        let next = self.nodes.len();
-        let node = self.nodes.get_mut(at)?;
-        let child = match segment {
-            Segment::Any => *node.any.get_or_insert(next),
-            Segment::Text(text) => match node.texts.binary_search_by(|(t, _)| t.cmp(text)) {
-                Ok(i) => node.texts.get(i)?.1,
-                Err(i) => {
-                    node.texts.insert(i, (text.clone(), next));
-                    next
-                }
-            },
+    /// The tree of these leaves.
+    ///
+    /// # Errors
+    /// The pattern that the router does not take, and why. Not seen for any [`Pattern`].
+    pub(super) fn build(leaves: HashMap<Pattern, L>) -> Result<Self, String> {
+        let leaves: HashMap<Pattern, Arc<L>> =
+            leaves.into_iter().map(|(pattern, leaf)| (pattern, Arc::new(leaf))).collect();
+        let mut router = RouterBuilder::new();
+        let mut insert = |template: &str, leaf: &Arc<L>| {
+            router.insert(template, Arc::clone(leaf)).map_err(|error| format!("{template}: {error}"))
         };
-        if child == next {
-            self.nodes.push(Node::default());
+        for (pattern, leaf) in &leaves {
+            let base = template(&pattern.segments);
+            if !pattern.open {
+                insert(&base, leaf)?;
+                continue;
+            }
+            // What is open matches where it begins too, unless a pattern of its own ends there.
+            let closed = Pattern { segments: pattern.segments.clone(), open: false };
+            if !leaves.contains_key(&closed) {
+                insert(&base, leaf)?;
+            }
+            insert(&format!("{}/<*rest>", base.trim_end_matches('/')), leaf)?;
         }
-        Some(child)
+        Ok(Self { router: router.build() })
     }
 
-    /// The leaf of the most specific pattern that matches a canonical path. Visits each node at most once, and goes no
-    /// deeper than the longest pattern.
+    /// The leaf of the most specific pattern that matches a canonical path. Allocates nothing for up to four parameters.
     pub(super) fn find(&self, path: &str) -> Option<&L> {
-        self.find_below(self.nodes.first()?, (!path.is_empty()).then_some(path))
+        self.router.search(&masked(path)).map(|found| found.data().as_ref())
     }
+}
 
-    fn find_below<'t>(&'t self, node: &'t Node<L>, rest: Option<&str>) -> Option<&'t L> {
-        let Some(rest) = rest else { return node.here.as_ref().or(node.open.as_ref()) };
-        let (segment, below) = match rest.split_once('/') {
-            Some((segment, below)) => (segment, Some(below)),
-            None => (rest, None),
+/// A pattern's segments in the router's own spelling.
+fn template(segments: &[Segment]) -> String {
+    let mut template = String::new();
+    for (index, segment) in segments.iter().enumerate() {
+        // Writing to a text does not fail.
+        let _written = match segment {
+            Segment::Text(text) => write!(template, "/{}", masked(text)),
+            Segment::Any => write!(template, "/<p{index}>"),
         };
-        let text = node.texts.binary_search_by(|(text, _)| text.as_ref().cmp(segment)).ok();
-        let text = text.and_then(|i| node.texts.get(i)).map(|(_, child)| *child);
-        [text, node.any]
-            .into_iter()
-            .flatten()
-            .filter_map(|child| self.nodes.get(child))
-            .find_map(|child| self.find_below(child, below))
-            .or(node.open.as_ref())
     }
+    if template.is_empty() { "/".to_owned() } else { template }
+}
+
+fn masked(text: &str) -> Cow<'_, str> {
+    if !text.contains(['<', '>']) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(MASKS.iter().fold(text.to_owned(), |text, (plain, mask)| text.replace(plain, mask)))
 }

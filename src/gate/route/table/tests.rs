@@ -46,6 +46,7 @@ fn the_most_specific_pattern_wins() {
         "/health",
         "/a/{x}/c",
         "/a/b/*",
+        "/%3Cx%3E/{p}",
     ]);
     for (path, want) in [
         ("/v1/quote", "/v1/quote/*"),
@@ -63,6 +64,9 @@ fn the_most_specific_pattern_wins() {
         ("/v1/quot%65/b%54c", "/v1/quote/btc"),
         ("/health", "/health"),
         ("/health/x", "denied"),
+        ("/<x>/1", "/%3Cx%3E/{p}"),
+        ("/%3cX%3e/<p>", "/%3Cx%3E/{p}"),
+        ("/<y>/1", "denied"),
         ("/a/b/c", "/a/b/*"),
         ("/a/z/c", "/a/{x}/c"),
         ("/a/z/d", "denied"),
