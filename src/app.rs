@@ -30,6 +30,7 @@ use crate::facilitator::Facilitator;
 use crate::facilitator::local::LocalFacilitator;
 use crate::gate::{Gate, Options as GateOptions, route::RouteTable};
 use crate::layer::{Cors, LayerOptions, TurnpikeLayer};
+use crate::ledger::answers::AnswerLimits;
 use crate::ledger::channel::Seller;
 use crate::ledger::sqlite::{self, SqliteStore};
 use crate::ledger::{Ledger, Limits};
@@ -273,6 +274,9 @@ fn limits(config: &Config) -> Limits {
         wait_max: config.queue.wait,
         gap_wait_max: config.queue.gap_wait,
         reservation_max: longest.saturating_add(RESERVATION_SLACK),
+        answers: config
+            .replay
+            .map(|replay| AnswerLimits { keep: replay.keep, bytes_max: replay.total_bytes }),
     }
 }
 
