@@ -90,9 +90,7 @@ impl Answers {
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         let Some(limits) = self.limits else { return false };
         let index = self.index.lock();
-        weight(bytes) <= limits.bytes_max
-            && index.doomed_bytes <= limits.bytes_max
-            && index.doomed.len() <= ANSWERS_MAX
+        weight(bytes) <= limits.bytes_max && index.doomed_bytes <= limits.bytes_max && index.doomed.len() <= ANSWERS_MAX
     }
 
     /// Enters an answer that is durable.
@@ -225,7 +223,10 @@ mod tests {
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let put = (0u8..8, 0u64..3000).prop_map(|(key, bytes)| Step::Put { key, bytes });
-        proptest::collection::vec(prop_oneof![4 => put, 1 => (0i64..400).prop_map(Step::Pass), 2 => Just(Step::Delete)], 0..80)
+        proptest::collection::vec(
+            prop_oneof![4 => put, 1 => (0i64..400).prop_map(Step::Pass), 2 => Just(Step::Delete)],
+            0..80,
+        )
     }
 
     proptest! {

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::store::{
-    Answer as KeptAnswer, AnswerRecord, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError,
-    Write,
+    Answer as KeptAnswer, AnswerRecord, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store,
+    StoreError, Write,
 };
 use crate::x402::Key;
 

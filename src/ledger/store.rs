@@ -176,7 +176,12 @@ impl AnswerRecord {
     #[must_use]
     pub fn mark(&self) -> AnswerMark {
         let bytes = self.answer.head.len().saturating_add(self.answer.body.len());
-        AnswerMark { place: self.place, id: self.id, kept_at: self.kept_at, bytes: u64::try_from(bytes).unwrap_or(u64::MAX) }
+        AnswerMark {
+            place: self.place,
+            id: self.id,
+            kept_at: self.kept_at,
+            bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+        }
     }
 }
 

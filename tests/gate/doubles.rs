@@ -3,7 +3,7 @@
 //! The facilitator double keeps channels in a map, believes every transaction it can decode, and can be told to fail. The
 //! store double keeps nothing but what a restart needs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -24,7 +24,10 @@ use turnpike::facilitator::{
 use turnpike::gate::route::{Offer, Pricing, Route};
 use turnpike::gate::{Gate, Options, Retry};
 use turnpike::ledger::channel::{OnChain, Seller, Terms};
-use turnpike::ledger::store::{BatchRecord, MeteredRecord, Snapshot, Store, StoreError, Write};
+use turnpike::ledger::answers::AnswerLimits;
+use turnpike::ledger::store::{
+    Answer, AnswerRecord, BatchRecord, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write,
+};
 use turnpike::ledger::{Ledger, Limits};
 use turnpike::scheme::svm::program::{self, Call, ChannelStatus, voucher_message};
 use turnpike::scheme::svm::transaction::Transaction;
@@ -97,25 +100,35 @@ pub fn metered() -> Arc<Route> {
 #[derive(Default)]
 pub struct MemoryStore {
     pub metered: Mutex<HashMap<Key, MeteredRecord>>,
+    pub channels: Mutex<HashMap<Key, ChannelRecord>>,
+    pub answers: Mutex<BTreeMap<u64, AnswerRecord>>,
     pub failing: Mutex<bool>,
+    /// Writes of a charge wait for it, where somebody holds it.
+    pub gate: tokio::sync::Mutex<()>,
 }
 
 #[async_trait]
 impl Store for MemoryStore {
     async fn load(&self) -> Result<Snapshot, StoreError> {
         let metered = self.metered.lock().values().cloned().collect();
-        Ok(Snapshot { metered, ..Snapshot::default() })
+        let channels = self.channels.lock().values().cloned().collect();
+        let answers = self.answers.lock().values().map(AnswerRecord::mark).collect();
+        Ok(Snapshot { metered, channels, answers, ..Snapshot::default() })
     }
 
     async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
         if *self.failing.lock() {
             return Err(StoreError("disk full".to_owned()));
         }
+        drop(self.gate.lock().await);
         for write in writes {
             match write {
                 Write::Metered(record) => _ = self.metered.lock().insert(record.terms.id, *record),
                 Write::ForgetMetered(id) => _ = self.metered.lock().remove(&id),
-                Write::Channel(_) | Write::ForgetChannel(_) | Write::Batch(_) => {}
+                Write::Channel(record) => _ = self.channels.lock().insert(record.terms.id, *record),
+                Write::Answer(record) => _ = self.answers.lock().insert(record.place, *record),
+                Write::ForgetAnswers(places) => self.answers.lock().retain(|place, _| !places.contains(place)),
+                Write::ForgetChannel(_) | Write::Batch(_) => {}
             }
         }
         Ok(())
@@ -123,6 +136,10 @@ impl Store for MemoryStore {
 
     async fn batches(&self, _limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn answer(&self, place: u64) -> Result<Option<Answer>, StoreError> {
+        Ok(self.answers.lock().get(&place).map(|record| record.answer.clone()))
     }
 }
 
@@ -277,6 +294,11 @@ impl House {
 
     /// With options of its own, but for how often it tries again.
     pub async fn with(store: Arc<MemoryStore>, options: Options) -> Self {
+        Self::keeping(store, options, Some(AnswerLimits::default())).await
+    }
+
+    /// The same, with limits of its own for kept answers.
+    pub async fn keeping(store: Arc<MemoryStore>, options: Options, answers: Option<AnswerLimits>) -> Self {
         let clock = Arc::new(ManualClock::new(START));
         let limits = Limits {
             exposure_max: None,
@@ -285,6 +307,7 @@ impl House {
             wait_max: Duration::from_millis(200),
             gap_wait_max: Duration::from_millis(20),
             reservation_max: Duration::from_secs(60),
+            answers,
         };
         let ledger = Ledger::open(Arc::clone(&store) as _, Arc::clone(&clock) as _, limits).await.unwrap();
         let facilitator = Arc::new(FakeFacilitator::new(Arc::clone(&clock)));
@@ -381,6 +404,12 @@ impl Client {
         transaction.set_signature(&self.terms.payer, signature).unwrap();
         STANDARD.encode(transaction.encode())
     }
+}
+
+/// The same with an id (extension `payment-identifier`).
+pub fn identified(accepted: &PaymentRequirements, payload: &Value, id: &Value) -> Vec<u8> {
+    let extensions = json!({ "payment-identifier": { "info": { "required": false, "id": id } } });
+    encode(&json!({ "x402Version": 2, "accepted": accepted, "payload": payload, "extensions": extensions }))
 }
 
 /// A payment header over the offer that a challenge made.

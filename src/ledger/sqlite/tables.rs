@@ -14,8 +14,8 @@ use crate::amount::{Amount, Asset};
 use crate::clock::UnixMillis;
 use crate::ledger::channel::{OnChain, Seller, Terms, Voucher};
 use crate::ledger::store::{
-    Answer, AnswerId, AnswerMark, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot,
-    Write,
+    Answer, AnswerId, AnswerMark, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord,
+    Snapshot, Write,
 };
 use crate::scheme::svm::program::ChannelStatus;
 use crate::x402::Key;
