@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,8 +23,8 @@ use turnpike::facilitator::{
 };
 use turnpike::gate::route::{Offer, Pricing, Route};
 use turnpike::gate::{Gate, Options, Retry};
-use turnpike::ledger::channel::{OnChain, Seller, Terms};
 use turnpike::ledger::answers::AnswerLimits;
+use turnpike::ledger::channel::{OnChain, Seller, Terms};
 use turnpike::ledger::store::{
     Answer, AnswerRecord, BatchRecord, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write,
 };
@@ -103,8 +103,10 @@ pub struct MemoryStore {
     pub channels: Mutex<HashMap<Key, ChannelRecord>>,
     pub answers: Mutex<BTreeMap<u64, AnswerRecord>>,
     pub failing: Mutex<bool>,
-    /// Writes of a charge wait for it, where somebody holds it.
-    pub gate: tokio::sync::Mutex<()>,
+    /// Writes wait for it, where somebody holds it.
+    pub disk: tokio::sync::Mutex<()>,
+    /// How many writes were asked for.
+    pub writes: AtomicUsize,
 }
 
 #[async_trait]
@@ -120,7 +122,8 @@ impl Store for MemoryStore {
         if *self.failing.lock() {
             return Err(StoreError("disk full".to_owned()));
         }
-        drop(self.gate.lock().await);
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        drop(self.disk.lock().await);
         for write in writes {
             match write {
                 Write::Metered(record) => _ = self.metered.lock().insert(record.terms.id, *record),
