@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::store::{Answer, AnswerId, AnswerMark, AnswerRecord, Write};
+use super::Ledger;
+use super::store::{Answer, AnswerId, AnswerMark, AnswerRecord, StoreError, Write};
 use super::turns::Core;
 use crate::clock::UnixMillis;
 
@@ -38,6 +39,51 @@ impl Default for AnswerLimits {
     /// 10 minutes, 256 MiB.
     fn default() -> Self {
         Self { keep: Duration::from_secs(600), bytes_max: 256 * 1024 * 1024 }
+    }
+}
+
+impl Ledger {
+    /// Whether answers are kept.
+    #[must_use]
+    pub fn keeps_answers(&self) -> bool {
+        self.core.answers.limits().is_some()
+    }
+
+    /// Whether an answer with a head and body of `bytes` can be kept now.
+    #[must_use]
+    pub fn has_room_for_answer(&self, bytes: u64) -> bool {
+        self.core.answers.has_room(bytes)
+    }
+
+    /// What is kept under a key, while its time is not over.
+    #[must_use]
+    pub fn find_answer(&self, key: &[u8; 32]) -> Option<AnswerMark> {
+        self.core.answers.find(key, self.core.clock.now())
+    }
+
+    /// A kept answer by its mark; `None` where it had to go meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn read_answer(&self, mark: &AnswerMark) -> Result<Option<Answer>, StoreError> {
+        self.core.store.answer(mark.place).await
+    }
+
+    /// Keeps an answer whose charge is durable elsewhere: on chain. A charge of ours is kept together with its answer,
+    /// by [`super::Reservation::commit_with_answer`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn keep_answer(&self, id: AnswerId, answer: Answer) -> Result<(), StoreError> {
+        let record = self.core.answers.record(id, self.core.clock.now(), answer);
+        let (core, mark) = (Arc::clone(&self.core), record.mark());
+        self.journalled(Write::Answer(Box::new(record)), move |_| core.answers.put(mark)).await
+    }
+
+    /// How many answers are kept, and how many bytes they count.
+    #[must_use]
+    pub fn answers(&self) -> (usize, u64) {
+        self.core.answers.counts()
     }
 }
 
