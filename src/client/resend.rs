@@ -50,7 +50,7 @@ impl Sent {
 /// After how long a caller that asks again wants a fresh answer rather than the one that it never got.
 pub(super) const MISSED_MAX: Duration = Duration::from_secs(60);
 /// The waits between sendings of one payment whose answer is lost.
-const RESEND_WAITS: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
+const RESEND_WAITS: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(500)];
 
 impl Client {
     /// Sends a payment. One with an id is sent again, the very same, where its answer is lost. Also says whether it was.
