@@ -125,7 +125,7 @@ async fn no_charge_is_lost_none_is_doubled_and_every_answer_arrives() {
             load.push(tokio::spawn(async move {
                 let mut got = Vec::new();
                 // In the last life each client gets the answer that it misses, or one more.
-                while !done.load(Ordering::SeqCst) && !(last && !got.is_empty()) {
+                while !done.load(Ordering::SeqCst) && (!last || got.is_empty()) {
                     match call(&payer, &request).await {
                         Some(answer) => got.push(answer),
                         // The proxy is gone, or going.
