@@ -28,6 +28,7 @@ use self::http::{Http, HttpError, Request, Response};
 use self::resend::{Books, MISSED_MAX, Sent, identified_header};
 use crate::amount::Amount;
 use crate::chain::{Chain, ChainError};
+use crate::scheme::svm::program::ChannelAccount;
 use crate::scheme::svm::transaction::TransactionError;
 use crate::x402::header::{self, HeaderError, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
 use crate::x402::wire::{
@@ -264,7 +265,9 @@ impl Client {
             let refusal = payment_required(&response)?;
             let reason = refusal.error.clone().unwrap_or_default();
             if reason != Reason::BatchCumulativeAmountMismatch.as_str() {
-                return Err(ClientError::Refused { reason });
+                let landed = if resent { self.landed(&sent, books).await? } else { None };
+                books.channel = Some(landed.ok_or(ClientError::Refused { reason })?);
+                return Ok(None);
             }
             let channel = self.recover(&sent.next, &refusal).await?;
             let lost = resent && channel.charged >= sent.next.promised;
@@ -328,12 +331,8 @@ impl Client {
         if state.channel_id != channel.id {
             return Err(ClientError::Dishonest(format!("a corrective 402 for channel {}", state.channel_id)));
         }
-        let claimed = match self.chain.account(&channel.id).await? {
-            Some(account) => {
-                crate::scheme::svm::program::ChannelAccount::decode(&account.data).map_err(ChainError::from)?
-            }
-            None => return Err(ClientError::Refused { reason: "the channel is not on chain".into() }),
-        };
+        let claimed = self.account(&channel.id).await?;
+        let claimed = claimed.ok_or_else(|| ClientError::Refused { reason: "the channel is not on chain".into() })?;
         let charged = match extra.get("voucherState") {
             Some(proof) => {
                 let proof: VoucherState = serde_json::from_value(proof.clone()).map_err(HeaderError::from)?;
@@ -349,6 +348,12 @@ impl Client {
             None => claimed.settled.into(),
         };
         Ok(channel.corrected(charged, claimed.deposit.into()))
+    }
+
+    /// A channel as the chain has it.
+    async fn account(&self, id: &Key) -> Result<Option<ChannelAccount>, ClientError> {
+        let Some(account) = self.chain.account(id).await? else { return Ok(None) };
+        Ok(Some(ChannelAccount::decode(&account.data).map_err(ChainError::from)?))
     }
 
     async fn pay_metered(

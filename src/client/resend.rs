@@ -73,6 +73,16 @@ impl Client {
         }
         Ok((self.http.send(request, Some(header)).await?, true))
     }
+
+    /// A payment that was sent before and is refused now may have brought its deposit: then the chain says what the
+    /// channel holds, and the next payment needs none. `None` where it was no deposit, or there is no channel.
+    pub(super) async fn landed(&self, sent: &Sent, books: &Books) -> Result<Option<ClientChannel>, ClientError> {
+        if books.channel.as_ref().is_some_and(|channel| channel.deposit == sent.next.deposit) {
+            return Ok(None);
+        }
+        let account = self.account(&sent.next.id).await?;
+        Ok(account.map(|account| sent.next.corrected(sent.next.charged, account.deposit.into())))
+    }
 }
 
 /// The value of the `PAYMENT-SIGNATURE` header, with an id of its own where the server offers to take one; whether it has.

@@ -13,8 +13,8 @@ use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
-use turnpike::client::Client;
 use turnpike::client::http::{Http, Request};
+use turnpike::client::{Client, ClientError};
 use turnpike::x402::header::{self, PAYMENT_REQUIRED};
 use turnpike::x402::wire::PaymentRequired;
 use turnpike::x402::{Key, Reason};
@@ -47,10 +47,13 @@ impl Shop {
     async fn open() -> Self {
         let calls = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&calls);
-        let upstream = Upstream::start(move |_, mut stream| {
+        let upstream = Upstream::start(move |head, mut stream| {
             let number = counted.fetch_add(1, Ordering::SeqCst).to_string();
             let length = number.len();
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let kind = if head.starts_with("GET /events") { "text/event-stream" } else { "text/plain" };
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
             let _gone = stream.write_all((head + &number).as_bytes());
         });
         let chain = Chain::start();
@@ -290,7 +293,16 @@ async fn an_answer_that_is_cut_off_is_had_again_and_paid_once() {
 
     let got = call(&payer, &request).await.unwrap();
     assert_eq!((got.total, got.body.as_str(), got.again), (5 * PRICE, "4", false), "and so it goes on");
+
+    // What streams is not kept: its client is told so, is not charged again unasked, and goes on.
+    let mut events = request.clone();
+    events.uri = format!("http://{}/events", wire.address).parse().unwrap();
+    wire.cuts.store(1, Ordering::SeqCst);
+    assert!(matches!(payer.call(&events).await, Err(ClientError::AnswerLost)));
+    assert_eq!(shop.calls(), 6);
+    let got = call(&payer, &events).await.unwrap();
+    assert_eq!((got.total, got.body.as_str(), got.again), (7 * PRICE, "6", false));
     let report = turnpike.settle().await;
     assert_eq!(report["failures"], 0, "{report}");
-    assert_eq!(balance(&shop.chain.url, &shop.pay_to).await, 5 * PRICE);
+    assert_eq!(balance(&shop.chain.url, &shop.pay_to).await, 7 * PRICE);
 }
