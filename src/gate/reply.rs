@@ -241,6 +241,8 @@ mod tests {
         let table: Vec<(Denial, u16, Reason)> = vec![
             (scheme::Refused::new(Reason::InvalidPayload, "x").into(), 400, Reason::InvalidPayload),
             (scheme::Refused::new(Reason::BatchVoucherExpiry, "x").into(), 402, Reason::BatchVoucherExpiry),
+            (Denial::conflict(), 409, Reason::PaymentIdentifierConflict),
+            (Denial::in_process("x"), 503, Reason::PaymentInProcess),
             (ledger::Refused::Unknown.into(), 503, Reason::ChannelBusy),
             (ledger::Refused::Busy.into(), 503, Reason::ChannelBusy),
             (ledger::Refused::Exposure.into(), 503, Reason::ExposureLimit),
@@ -270,6 +272,24 @@ mod tests {
         let Denial { reason, detail, .. } = Denial::busy("x");
         let response = refusal(&Refusal { fault: hurry, reason, detail, required: None, settlement: None });
         assert_eq!(response.headers()[RETRY_AFTER], "1", "never at once");
+    }
+
+    #[test]
+    fn a_kept_answer_comes_back_as_it_was() {
+        let mut sent = HeaderMap::new();
+        for value in [&b"plain"[..], b"", b"a: b: c", b"\xC3\xA9\xFF and\ttab", b"second"] {
+            sent.append("x-value", HeaderValue::from_bytes(value).unwrap());
+        }
+        sent.append("set-cookie", HeaderValue::from_static("a=b"));
+        let mut with_hops = sent.clone();
+        for name in HOP_BY_HOP {
+            with_hops.append(name, HeaderValue::from_static("x"));
+        }
+        let kept = Answer { status: 203, head: head(&with_hops), body: Bytes::from_static(b"\0body") };
+        let mut again = replayed(&kept);
+        assert_eq!((again.status().as_u16(), &**again.body()), (203, &b"\0body"[..]));
+        assert_eq!(again.headers_mut().remove(REPLAY).unwrap(), "true");
+        assert_eq!(*again.headers(), sent);
     }
 
     #[test]

@@ -139,8 +139,10 @@ async fn no_charge_is_lost_none_is_doubled_and_every_answer_arrives() {
             }));
         }
         if !last {
-            // Not a wait for something: the moment of the kill is what is random here.
-            tokio::time::sleep(Duration::from_millis(50 + next(&mut moment) % 400)).await;
+            // Not a wait for something: the moment of the kill is what is random here. The first lives are short, so that
+            // some end while channels are being opened.
+            let longest = if life < 5 { 60 } else { 400 };
+            tokio::time::sleep(Duration::from_millis(5 + next(&mut moment) % longest)).await;
             turnpike.process.child.kill().unwrap();
             turnpike.process.child.wait().unwrap();
             done.store(true, Ordering::SeqCst);
