@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Promises: nothing is charged but by [`Admission::finish`] or [`Admission::finish_whole`] with a status below 400, and
-//! what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names the ledger and the facilitator, and
-//! never a signer, so nothing on the request path can reach a key share.
+//! what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names the
+//! ledger and the facilitator, and never a signer, so nothing on the request path can reach a key share.
 //!
 //! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both.
 

@@ -5,8 +5,9 @@
 //! restart restores every commit that a client was told of (invariant L5).
 //!
 //! How it is made: [`channel`] is the state machine, pure; `book` holds the channels in memory; `turns` decides who goes
-//! when; `changes` makes changes durable through the port in [`store`]; [`answers`] keeps what clients may ask for again. Every future given out here may be dropped at
-//! any time: what it waited for is given back, and what was already handed to the store is carried through.
+//! when; `changes` makes changes durable through the port in [`store`]; [`answers`] keeps what clients may ask for again.
+//! Every future given out here may be dropped at any time: what it waited for is given back, and what was already handed
+//! to the store is carried through.
 //!
 //! A request is refused for the first of these that holds: the ledger has stopped, the channel is not known (or is
 //! another seller's), closing, behind, above the deposit that can be there when its turn comes, too many wait, the

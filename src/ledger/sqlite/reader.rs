@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +33,7 @@ impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|why| at(path, &why))?;
+        connection.busy_timeout(Duration::from_secs(5)).map_err(|why| at(path, &why))?;
         let (reads, mut queue) = mpsc::channel::<Read>(READS_WAITING_MAX);
         let file = path.to_owned();
         let thread = std::thread::Builder::new()
