@@ -1,9 +1,10 @@
 //! The gate as a tower [`Layer`] and [`Service`]: the proxy is built from it, and so is a Rust merchant's own app.
 //!
 //! Promises: the request's body is not polled before the request is admitted, and its bytes and the answer's are passed
-//! through untouched, at once unless the client asks by an id that the answer be kept (`layer/collect.rs`); a price is charged when the inner service's answer has a header with a status below 400, before
-//! that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives everything back. The
-//! inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside is taken away.
+//! through untouched, at once unless the client asks by an id that the answer be kept (`layer/collect.rs`); a price is
+//! charged when the inner service's answer has a header with a status below 400, and its body is whole where it is to be
+//! kept, before that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives everything
+//! back. The inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside is taken away.
 
 mod body;
 mod collect;

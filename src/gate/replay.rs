@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -200,11 +201,12 @@ impl Replays {
 /// The digests of a request with an id.
 fn answer_id(id: &str, request: &AdmitRequest<'_>, header: &[u8], payment: &PaymentPayload) -> AnswerId {
     let host = request.host.unwrap_or_default().to_ascii_lowercase();
-    // Who pays, as the payment says; whether it is true shows when it is verified, and only then is anything kept.
-    let payer = payment.payload.pointer("/channelConfig/payer").or_else(|| payment.payload.get("from"));
-    let payer = payer.and_then(serde_json::Value::as_str).unwrap_or_default();
+    // Who pays, as each scheme's payload says it; whether it is true shows when it is verified, and only then is anything
+    // kept. Both count, so that nobody passes for another by naming two.
+    let named = |pointer: &str| payment.payload.pointer(pointer).and_then(Value::as_str).unwrap_or_default().as_bytes();
+    let (payer, from) = (named("/channelConfig/payer"), named("/from"));
     AnswerId {
-        key: digest(&[b"turnpike answer key", host.as_bytes(), payer.as_bytes(), id.as_bytes()]),
+        key: digest(&[b"turnpike answer key", host.as_bytes(), payer, from, id.as_bytes()]),
         fingerprint: digest(&[
             b"turnpike answer fingerprint",
             request.method.as_str().as_bytes(),

@@ -160,8 +160,13 @@ async fn another_payer_may_use_the_same_id() {
     forged["voucher"]["signature"] = other.voucher(PRICE)["signature"].clone();
     let forged = payment(&site, "/quote", &forged, ID).await;
     assert_eq!(get(&site, &forged).await.error(), Reason::BatchVoucherSignature.as_str());
-    for payer in [&client, &other] {
-        let answer = get(&site, &payment(&site, "/quote", &payer.pays(PRICE), ID).await).await;
+    // Nor can who pays and names another besides.
+    let mut two_faced = other.pays(PRICE);
+    two_faced["from"] = json!(client.terms.payer);
+    let two_faced = payment(&site, "/quote", &two_faced, ID).await;
+    assert!(matches!(get(&site, &two_faced).await.verdict, Verdict::Charged { .. }));
+    for (payer, total) in [(&client, PRICE), (&other, 2 * PRICE)] {
+        let answer = get(&site, &payment(&site, "/quote", &payer.pays(total), ID).await).await;
         assert!(matches!(answer.verdict, Verdict::Charged { .. }));
     }
     let answer = get(&site, &forged).await;
