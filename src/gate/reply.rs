@@ -126,7 +126,7 @@ const HOP_BY_HOP: [&str; 7] =
 pub fn broke_off(settlement: Option<&SettlementResponse>) -> Response<Bytes> {
     let detail = "the upstream's answer broke off; nothing was charged";
     let mut response =
-        answer(StatusCode::BAD_GATEWAY, NO_STORE, &json!({ "error": "upstream_broke", "detail": detail }));
+        answer(StatusCode::BAD_GATEWAY, NO_STORE, &json!({ "error": "upstream_broke_off", "detail": detail }));
     if let Some(settlement) = settlement {
         insert(response.headers_mut(), PAYMENT_RESPONSE, settlement);
     }

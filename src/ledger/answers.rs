@@ -2,7 +2,7 @@
 //!
 //! Owns who is found and who has to go. Promises: never more than the limits, the oldest go first, and an answer is found
 //! from the moment that it is durable until its time is over. What has to go is not found any more at once and is deleted
-//! behind the requests, a few records at a time ([`tidy`]); what waits to be deleted counts too ([`Answers::has_room`]),
+//! behind the requests, a few records at a time (`tidy`); what waits to be deleted counts too (`has_room`),
 //! so the file stays bounded even where deleting falls behind.
 
 use std::collections::{HashMap, VecDeque};

@@ -304,7 +304,10 @@ async fn what_is_not_charged_is_not_kept() {
     site.behave(Behaviour::Streams(vec![], vec![Piece::Bytes(b"half of"), Piece::Break]));
     for _ in 0..2 {
         let answer = get(&site, &payment).await;
-        assert_eq!((answer.status, answer.json()["error"].as_str()), (StatusCode::BAD_GATEWAY, Some("upstream_broke")));
+        assert_eq!(
+            (answer.status, answer.json()["error"].as_str()),
+            (StatusCode::BAD_GATEWAY, Some("upstream_broke_off"))
+        );
         assert!(matches!(answer.verdict, Verdict::Released(_)) && answer.settlement().is_none());
     }
     assert_eq!((charged(&house, &client), house.ledger.answers().0), (Amount::ZERO, 0));
