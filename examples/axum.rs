@@ -91,6 +91,7 @@ async fn turnpike() -> Result<TurnpikeLayer, Failure> {
         wait_max: Duration::from_secs(30),
         gap_wait_max: Duration::from_millis(500),
         reservation_max: Duration::from_secs(120),
+        answers: None,
     };
     let ledger = Ledger::open(Arc::new(Forgetful), Arc::new(SystemClock), limits).await?;
     let facilitator: Arc<dyn Facilitator> = Arc::new(Offline);

@@ -25,11 +25,13 @@ use crate::chain::Chain;
 use crate::chain::sandbox::{self, Sandbox};
 use crate::chain::svm::{SvmRpc, SvmRpcOptions};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, NetworkConfig};
+use crate::config::{Config, NetworkConfig, ReplayConfig};
 use crate::facilitator::Facilitator;
 use crate::facilitator::local::LocalFacilitator;
+use crate::gate::replay::Options as ReplayOptions;
 use crate::gate::{Gate, Options as GateOptions, route::RouteTable};
 use crate::layer::{Cors, LayerOptions, TurnpikeLayer};
+use crate::ledger::answers::AnswerLimits;
 use crate::ledger::channel::Seller;
 use crate::ledger::sqlite::{self, SqliteStore};
 use crate::ledger::{Ledger, Limits};
@@ -136,7 +138,7 @@ impl Running {
             Arc::clone(&ledger),
             facilitators,
             clock,
-            GateOptions { telemetry: Some(Arc::clone(&telemetry)), ..GateOptions::default() },
+            GateOptions { replay: replay(&config), telemetry: Some(Arc::clone(&telemetry)), ..GateOptions::default() },
         );
         gate.recover();
 
@@ -276,7 +278,13 @@ fn limits(config: &Config) -> Limits {
         wait_max: config.queue.wait,
         gap_wait_max: config.queue.gap_wait,
         reservation_max: longest.saturating_add(RESERVATION_SLACK),
+        answers: config.replay.map(|replay| AnswerLimits { keep: replay.keep, bytes_max: replay.total_bytes }),
     }
+}
+
+fn replay(config: &Config) -> Option<ReplayOptions> {
+    let body_bytes_max = |replay: ReplayConfig| usize::try_from(replay.body_bytes).unwrap_or(usize::MAX);
+    config.replay.map(|replay| ReplayOptions { body_bytes_max: body_bytes_max(replay), wait_max: config.queue.wait })
 }
 
 impl Account {
@@ -507,6 +515,9 @@ fn admin(telemetry: &Arc<Telemetry>, ledger: &Arc<Ledger>, accounts: &Arc<Vec<Ac
             let (channels, reservations) = ledger.counts();
             telemetry.channels.set(i64::try_from(channels).unwrap_or(i64::MAX));
             telemetry.reservations.set(i64::try_from(reservations).unwrap_or(i64::MAX));
+            let (answers, bytes) = ledger.answers();
+            telemetry.answers.set(i64::try_from(answers).unwrap_or(i64::MAX));
+            telemetry.answers_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
             let exposure = ledger.exposure();
             telemetry.exposure.set(amount_value(exposure.total));
             telemetry.exposure_largest.set(amount_value(exposure.largest));

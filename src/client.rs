@@ -3,12 +3,14 @@
 //! Speaks x402 version 2 over HTTP with scheme `batch-settlement` in client-signed mode and scheme `upto`, both on
 //! Solana. It does what the specifications ask of a client: it believes no answer that it has not checked, never signs
 //! above its own limits, moves its books on only by a verified answer, and recovers from a corrective 402 by its own
-//! earlier signature (`scheme_batch_settlement_svm.md`, sections 4.6 and 5).
+//! earlier signature (`scheme_batch_settlement_svm.md`, sections 4.6 and 5). Where the server offers it, every payment has
+//! an id, and a lost answer is asked for again with the very same payment (`extensions/payment_identifier.md`).
 //!
 //! One request of a channel is in flight at a time; a second caller waits for the first.
 
 pub mod channel;
 pub mod http;
+mod resend;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,11 +21,14 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
 use serde_json::json;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use self::channel::{ClientChannel, SellerTerms};
 use self::http::{Http, HttpError, Request, Response};
+use self::resend::{Books, MISSED_MAX, Sent, identified_header};
 use crate::amount::Amount;
 use crate::chain::{Chain, ChainError};
+use crate::scheme::svm::program::ChannelAccount;
 use crate::scheme::svm::transaction::TransactionError;
 use crate::x402::header::{self, HeaderError, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
 use crate::x402::wire::{
@@ -77,6 +82,9 @@ pub enum ClientError {
         /// The server's code.
         reason: String,
     },
+    /// The answer was lost on its way, and the server does not have it any more. The payment was taken.
+    #[error("the answer was lost on its way and the server has not kept it; its charge stands")]
+    AnswerLost,
     /// The server's answer does not fit what was signed. The payment may have been taken: keep the channel's state.
     #[error("the server's answer does not fit the payment: {0}")]
     Dishonest(String),
@@ -99,7 +107,7 @@ pub struct Client {
     http: Http,
     chain: Arc<dyn Chain>,
     spending: Spending,
-    channels: Mutex<HashMap<SellerTerms, Arc<Mutex<Option<ClientChannel>>>>>,
+    channels: Mutex<HashMap<SellerTerms, Arc<Mutex<Books>>>>,
     offers: Mutex<HashMap<String, PaymentRequired>>,
 }
 
@@ -131,6 +139,8 @@ impl Client {
 
     /// Requests, pays where the server asks for it, and checks what the server says of the payment. A status of 400 or
     /// more that comes without a payment request is an answer like any other: it costs nothing.
+    ///
+    /// A request whose answer was lost a moment ago gets that answer, and is not paid for again.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -184,32 +194,95 @@ impl Client {
         if offer.scheme == "upto" {
             return self.pay_metered(request, required, offer, &seller).await;
         }
-        let slot = Arc::clone(self.channels.lock().await.entry(seller.clone()).or_default());
-        let mut slot = slot.lock().await;
-        let mut corrected = false;
-        loop {
-            let (payload, next) = self.batch_payment(slot.as_ref(), offer, &seller).await?;
-            let header = payment_header(required, offer, json!(payload))?;
-            let response = self.http.send(request, Some(&header)).await?;
-            if response.status() == 402 {
-                let refusal = payment_required(&response)?;
-                let reason = refusal.error.clone().unwrap_or_default();
-                if reason == Reason::BatchCumulativeAmountMismatch.as_str() && !corrected {
-                    *slot = Some(self.recover(&next, &refusal).await?);
-                    corrected = true;
-                    continue;
-                }
-                return Err(ClientError::Refused { reason });
+        let books = Arc::clone(self.channels.lock().await.entry(seller.clone()).or_default());
+        let mut books = books.lock().await;
+        let missed = |sent: &Sent| !sent.answered && sent.is_for(request) && sent.at.elapsed() < MISSED_MAX;
+        if let Some(sent) = books.last.take_if(|sent| missed(sent)) {
+            if let Some(paid) = self.exchange(request, sent, &mut books, true).await? {
+                return Ok(paid);
             }
-            let Some(value) = response.header(PAYMENT_RESPONSE) else {
-                // The server served without charging (its upstream failed, or the route became free).
-                return Ok(Paid { response, settlement: None, charged: Amount::ZERO });
-            };
-            let settlement: SettlementResponse = header::decode(value)?;
-            let (channel, charged) = next.accept(offer, &settlement)?;
-            *slot = Some(channel);
-            return Ok(Paid { response, settlement: Some(settlement), charged });
+        } else {
+            let sent = self.payment(request, required, offer, &seller, &books).await?;
+            if let Some(paid) = self.exchange(request, sent, &mut books, false).await? {
+                return Ok(paid);
+            }
         }
+        // Once corrected, the books are right or the server is wrong.
+        let sent = self.payment(request, required, offer, &seller, &books).await?;
+        let refused = || ClientError::Refused { reason: Reason::BatchCumulativeAmountMismatch.as_str().to_owned() };
+        self.exchange(request, sent, &mut books, false).await?.ok_or_else(refused)
+    }
+
+    /// Asks again for the answer to the last call of this request, where it was lost after all: its body broke off. `None`
+    /// where the server keeps no answers, or another call came after it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn again(&self, request: &Request) -> Result<Option<Paid>, ClientError> {
+        let all: Vec<_> = self.channels.lock().await.values().cloned().collect();
+        for books in all {
+            let mut books = books.lock().await;
+            if let Some(sent) = books.last.take_if(|sent| sent.is_for(request)) {
+                return self.exchange(request, sent, &mut books, true).await?.map(Some).ok_or(ClientError::AnswerLost);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes the next payment.
+    async fn payment(
+        &self,
+        request: &Request,
+        required: &PaymentRequired,
+        offer: &PaymentRequirements,
+        seller: &SellerTerms,
+        books: &Books,
+    ) -> Result<Sent, ClientError> {
+        let (payload, next) = self.batch_payment(books.channel.as_ref(), offer, seller).await?;
+        let (header, identified) = identified_header(required, offer, json!(payload))?;
+        let (request, offer) = (request.clone(), offer.clone());
+        Ok(Sent { request, header, offer, next, identified, at: Instant::now(), answered: false })
+    }
+
+    /// Sends a payment and takes up what the server says of it; `None` where it has corrected the books, and another
+    /// payment is to be made. `resent` says that it was sent before.
+    async fn exchange(
+        &self,
+        request: &Request,
+        sent: Sent,
+        books: &mut Books,
+        resent: bool,
+    ) -> Result<Option<Paid>, ClientError> {
+        // Noted before it is sent: what goes wrong from here on, the caller's giving up included, loses the answer only.
+        books.last = sent.identified.then(|| sent.clone());
+        let (response, resent) = self.send_paid(request, &sent.header, sent.identified, resent).await?;
+        let free = |response| Ok(Some(Paid { response, settlement: None, charged: Amount::ZERO }));
+        if resent && response.status() == 503 {
+            return free(response);
+        }
+        let last = books.last.take();
+        if response.status() == 402 {
+            let refusal = payment_required(&response)?;
+            let reason = refusal.error.clone().unwrap_or_default();
+            if reason != Reason::BatchCumulativeAmountMismatch.as_str() {
+                let landed = if resent { self.landed(&sent, books).await? } else { None };
+                books.channel = Some(landed.ok_or(ClientError::Refused { reason })?);
+                return Ok(None);
+            }
+            let channel = self.recover(&sent.next, &refusal).await?;
+            let lost = resent && channel.charged >= sent.next.promised;
+            books.channel = Some(channel);
+            return if lost { Err(ClientError::AnswerLost) } else { Ok(None) };
+        }
+        let Some(value) = response.header(PAYMENT_RESPONSE) else {
+            // The server served without charging (its upstream failed, or the route became free).
+            return free(response);
+        };
+        let settlement: SettlementResponse = header::decode(value)?;
+        let (channel, charged) = sent.next.accept(&sent.offer, &settlement)?;
+        books.channel = Some(channel);
+        books.last = last.map(|last| Sent { answered: true, ..last });
+        Ok(Some(Paid { response, settlement: Some(settlement), charged }))
     }
 
     /// A payment for the next call, and the channel as it will be once the server has taken it.
@@ -258,12 +331,8 @@ impl Client {
         if state.channel_id != channel.id {
             return Err(ClientError::Dishonest(format!("a corrective 402 for channel {}", state.channel_id)));
         }
-        let claimed = match self.chain.account(&channel.id).await? {
-            Some(account) => {
-                crate::scheme::svm::program::ChannelAccount::decode(&account.data).map_err(ChainError::from)?
-            }
-            None => return Err(ClientError::Refused { reason: "the channel is not on chain".into() }),
-        };
+        let claimed = self.account(&channel.id).await?;
+        let claimed = claimed.ok_or_else(|| ClientError::Refused { reason: "the channel is not on chain".into() })?;
         let charged = match extra.get("voucherState") {
             Some(proof) => {
                 let proof: VoucherState = serde_json::from_value(proof.clone()).map_err(HeaderError::from)?;
@@ -281,6 +350,12 @@ impl Client {
         Ok(channel.corrected(charged, claimed.deposit.into()))
     }
 
+    /// A channel as the chain has it.
+    async fn account(&self, id: &Key) -> Result<Option<ChannelAccount>, ClientError> {
+        let Some(account) = self.chain.account(id).await? else { return Ok(None) };
+        Ok(Some(ChannelAccount::decode(&account.data).map_err(ChainError::from)?))
+    }
+
     async fn pay_metered(
         &self,
         request: &Request,
@@ -289,8 +364,8 @@ impl Client {
         seller: &SellerTerms,
     ) -> Result<Paid, ClientError> {
         let (payload, channel) = channel::open_metered(&self.key, self.chain.as_ref(), seller, offer).await?;
-        let header = payment_header(required, offer, json!(payload))?;
-        let response = self.http.send(request, Some(&header)).await?;
+        let (header, identified) = identified_header(required, offer, json!(payload))?;
+        let (response, _) = self.send_paid(request, &header, identified, false).await?;
         let Some(value) = response.header(PAYMENT_RESPONSE) else {
             if response.status() == 402 {
                 let reason = payment_required(&response)?.error.unwrap_or_default();
@@ -321,9 +396,9 @@ impl Client {
         let required = payment_required(&self.http.send(request, None).await?)?;
         let offer = Self::choose(&required)?;
         let seller = SellerTerms::of(offer)?;
-        let slot = Arc::clone(self.channels.lock().await.entry(seller).or_default());
-        let mut slot = slot.lock().await;
-        let Some(channel) = slot.as_ref() else {
+        let books = Arc::clone(self.channels.lock().await.entry(seller).or_default());
+        let mut books = books.lock().await;
+        let Some(channel) = books.channel.as_ref() else {
             return Err(ClientError::NoOffer("no channel is open here".into()));
         };
         let last = channel.promise(&self.key, channel.charged);
@@ -343,17 +418,17 @@ impl Client {
         if !settlement.success {
             return Err(ClientError::Refused { reason: settlement.error_reason.unwrap_or_default() });
         }
-        *slot = None;
+        *books = Books::default();
         self.offers.lock().await.clear();
         Ok(settlement)
     }
 
     /// The open channels, to be kept and given back with [`Client::restore`].
     pub async fn channels(&self) -> Vec<ClientChannel> {
-        let slots: Vec<_> = self.channels.lock().await.values().cloned().collect();
+        let all: Vec<_> = self.channels.lock().await.values().cloned().collect();
         let mut channels = Vec::new();
-        for slot in slots {
-            channels.extend(slot.lock().await.clone());
+        for books in all {
+            channels.extend(books.lock().await.channel.clone());
         }
         channels
     }
@@ -361,7 +436,8 @@ impl Client {
     /// Takes up a channel that was opened earlier.
     pub async fn restore(&self, channel: ClientChannel) {
         let seller = channel.seller.clone();
-        self.channels.lock().await.insert(seller, Arc::new(Mutex::new(Some(channel))));
+        let books = Books { channel: Some(channel), last: None };
+        self.channels.lock().await.insert(seller, Arc::new(Mutex::new(books)));
     }
 }
 

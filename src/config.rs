@@ -94,6 +94,8 @@ pub struct Config {
     pub settlement: SettlementConfig,
     /// Requests of one channel that arrive together.
     pub queue: QueueConfig,
+    /// The answers that are kept for clients that lost theirs; none where absent.
+    pub replay: Option<ReplayConfig>,
     /// Sizes and counts of the HTTP side.
     pub limits: LimitsConfig,
     /// Waits of the HTTP side.
@@ -208,6 +210,17 @@ pub struct QueueConfig {
     pub wait: Duration,
     /// How long one waits for one before it that has not arrived.
     pub gap_wait: Duration,
+}
+
+/// The answers that are kept for clients that lost theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplayConfig {
+    /// For how long an answer can be had again.
+    pub keep: Duration,
+    /// The longest body that is kept.
+    pub body_bytes: u64,
+    /// How much all kept answers may hold.
+    pub total_bytes: u64,
 }
 
 /// Sizes and counts of the HTTP side.

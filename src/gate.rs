@@ -1,19 +1,20 @@
 //! The request flow without HTTP: admit a request, then finish it.
 //!
 //! ```text
-//! admit  -> Free | Admitted(Admission) | Challenge | Refused | Answered
+//! admit  -> Free | Admitted(Admission) | Challenge | Refused | Answered | Replayed
 //! finish -> Charged | Released | Refused
 //! ```
 //!
-//! Promises: nothing is charged but by [`Admission::finish`] with a status below 400, and what is charged is durable when
-//! it returns; every other way out, dropping included, gives everything back. Names the ledger and the facilitator, and
-//! never a signer, so nothing on the request path can reach a key share.
+//! Promises: nothing is charged but by [`Admission::finish`] or [`Admission::finish_whole`] with a status below 400, and
+//! what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names the
+//! ledger and the facilitator, and never a signer, so nothing on the request path can reach a key share.
 //!
 //! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both.
 
 pub mod challenge;
 pub mod charge;
 pub mod refusal;
+pub mod replay;
 pub mod reply;
 pub mod route;
 
@@ -28,24 +29,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
-use tokio::sync::Semaphore;
+use http::{HeaderMap, Method, StatusCode};
+use serde_json::{Map, Value};
+use tokio::sync::{Semaphore, oneshot};
 
 use self::challenge::{Challenges, Prepared, PreparedOffer, Scheme};
 use self::closer::MeteredCloser;
 use self::recent::Recent;
 use self::refusal::{Denial, Refusal};
+use self::replay::{Claim, Draft, Known, Replays};
 use self::route::{Pricing, Route};
 use self::tasks::Tasks;
 use crate::amount::Amount;
 use crate::clock::Clock;
 use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
+use crate::ledger::store::Answer;
 use crate::telemetry::Telemetry;
 use crate::x402::header;
 use crate::x402::key::Signature;
 use crate::x402::wire::{PaymentPayload, PaymentRequired, SettlementResponse, X402_VERSION};
-use crate::x402::{Key, Network, Reason};
+use crate::x402::{Key, Network, Reason, payment_identifier};
 
 /// The gate's own bounds and choices.
 #[derive(Clone, Debug)]
@@ -64,6 +68,8 @@ pub struct Options {
     pub hints: bool,
     /// How the gate tries again what the chain did not confirm.
     pub retry: Retry,
+    /// How answers are kept for clients that lost theirs, where the ledger keeps any; `None` to offer nothing of it.
+    pub replay: Option<replay::Options>,
     /// Where the steps of a payment are timed.
     pub telemetry: Option<Arc<Telemetry>>,
 }
@@ -96,6 +102,7 @@ impl Default for Options {
                 tries_in_request_max: 4,
                 landing_max: Duration::from_secs(120),
             },
+            replay: Some(replay::Options::default()),
             telemetry: None,
         }
     }
@@ -106,7 +113,13 @@ impl Default for Options {
 pub struct AdmitRequest<'a> {
     /// The route that it matched.
     pub route: &'a Arc<Route>,
-    /// Its address as the client asked for it.
+    /// Its method.
+    pub method: &'a Method,
+    /// The host that it was sent to.
+    pub host: Option<&'a str>,
+    /// Its path and query.
+    pub target: &'a str,
+    /// Its address as the client asked for it, for challenges.
     pub url: &'a str,
     /// The value of its `PAYMENT-SIGNATURE` header.
     pub payment_header: Option<&'a [u8]>,
@@ -137,6 +150,8 @@ pub enum Outcome {
     Refused(Box<Refusal>),
     /// It was no paid request but a refund, and is done. The upstream sees nothing of it.
     Answered(Box<SettlementResponse>),
+    /// It was answered before, and its client asks for that answer. The upstream sees nothing of it, and it costs nothing.
+    Replayed(Box<Answer>),
 }
 
 /// How an admitted request ended.
@@ -165,6 +180,8 @@ pub struct Gate {
     refunds: refund::Refunds,
     /// Metered channels whose open was sent.
     opened: Arc<Recent<Key>>,
+    /// Answers that clients may ask for again; `None` where that is not offered.
+    replays: Option<Arc<Replays>>,
     chain_reads: Semaphore,
     metered_open: Arc<Semaphore>,
     closer: Arc<MeteredCloser>,
@@ -187,6 +204,8 @@ impl Gate {
     ) -> Arc<Self> {
         let facilitators: HashMap<_, _> = facilitators.into_iter().collect();
         let tasks = Tasks::default();
+        let replay = options.replay.filter(|_| ledger.keeps_answers());
+        let extensions = replay.map(|_| (payment_identifier::NAME.to_owned(), payment_identifier::declaration()));
         Arc::new(Self {
             closer: Arc::new(MeteredCloser::new(
                 Arc::clone(&ledger),
@@ -195,12 +214,13 @@ impl Gate {
                 options.retry,
                 tasks.clone(),
             )),
-            challenges: Challenges::default(),
+            challenges: Challenges::new(extensions.into_iter().collect::<Map<String, Value>>()),
             setups: Recent::new(SETUP_TTL, RECENT_MAX),
             depositing: Recent::new(SETUP_TTL, RECENT_MAX),
             reading: Recent::new(SETUP_TTL, RECENT_MAX),
             opened: Recent::new(SETUP_TTL, RECENT_MAX),
             refunds: refund::Refunds::default(),
+            replays: replay.map(|options| Replays::new(Arc::clone(&ledger), options)),
             chain_reads: Semaphore::new(options.chain_reads_max),
             metered_open: Arc::new(Semaphore::new(options.metered_open_max)),
             ledger,
@@ -232,12 +252,22 @@ impl Gate {
         let Some(value) = request.payment_header else {
             return Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None)));
         };
-        let selected = match Self::decode(value).and_then(|payment| Ok((prepared.select(&payment.accepted)?, payment)))
-        {
-            Ok(selected) => selected,
-            Err(denial) => return Outcome::Refused(Box::new(self.refuse(&prepared, None, request.url, denial))),
+        let refused = |denial| Outcome::Refused(Box::new(self.refuse(&prepared, None, request.url, denial)));
+        let payment = match Self::decode(value) {
+            Ok(payment) => payment,
+            Err(denial) => return refused(denial),
         };
-        let (offer, payment) = selected;
+        // Before anything is verified: what was charged does not verify again.
+        let claim = match self.known(&request, value, &payment).await {
+            Ok(Some(Known::Answer(answer))) => return Outcome::Replayed(answer),
+            Ok(Some(Known::New(claim))) => Some(claim),
+            Ok(None) => None,
+            Err(denial) => return refused(denial),
+        };
+        let offer = match prepared.select(&payment.accepted) {
+            Ok(offer) => offer,
+            Err(denial) => return refused(denial),
+        };
         let context = Context { prepared, offer, url: request.url.to_owned() };
         let admitted = match context.offer.scheme {
             Scheme::Batch => self.admit_batch(&context, payment.payload).await,
@@ -245,10 +275,23 @@ impl Gate {
         };
         match admitted {
             Ok(Passed::Paid { paid, held }) => {
-                Outcome::Admitted(Box::new(Admission { gate: Arc::clone(self), context, paid, held }))
+                Outcome::Admitted(Box::new(Admission { gate: Arc::clone(self), context, paid, held, claim }))
             }
             Ok(Passed::Answered(settlement)) => Outcome::Answered(settlement),
             Err(denial) => Outcome::Refused(Box::new(context.refuse(self, denial))),
+        }
+    }
+
+    /// What is known of a payment's id; `None` where it has none, or ids mean nothing here.
+    async fn known(
+        &self,
+        request: &AdmitRequest<'_>,
+        header: &[u8],
+        payment: &PaymentPayload,
+    ) -> Result<Option<Known>, Denial> {
+        match &self.replays {
+            Some(replays) if !payment.extensions.is_empty() => replays.look(request, header, payment).await,
+            Some(_) | None => Ok(None),
         }
     }
 
@@ -344,7 +387,7 @@ impl Context {
             transaction: transaction.map(|transaction| transaction.to_string()).unwrap_or_default(),
             network: self.network().clone(),
             amount: None,
-            extra: serde_json::Map::new(),
+            extra: Map::new(),
         })
     }
 }
@@ -368,6 +411,8 @@ pub struct Admission {
     context: Context,
     paid: Paid,
     held: Held,
+    /// The request's id, where it has one.
+    claim: Option<Claim>,
 }
 
 impl Admission {
@@ -377,22 +422,69 @@ impl Admission {
         &self.paid
     }
 
+    /// The longest body with which [`Self::finish_whole`] keeps the answer; `None` where it is not to be kept, so that
+    /// nobody needs to wait for the body.
+    #[must_use]
+    pub fn keeps(&self) -> Option<usize> {
+        self.claim.as_ref().map(Claim::body_bytes_max)
+    }
+
     /// Charges for an answer with a status below 400, durably, and gives everything back for any other. To be called
     /// when the upstream's response header has arrived and before it leaves. `headers` may say a metered charge.
     pub async fn finish(self, status: StatusCode, headers: &HeaderMap) -> Finished {
-        let Self { gate, context, paid, held } = self;
+        let charge = self.charge(status, headers);
+        self.end(charge, None).await
+    }
+
+    /// The same for an answer that is there whole: it is kept, with its charge, so that the client can ask for it again.
+    /// Goes on to the end where the client has gone meanwhile. What cannot be kept is charged as by [`Self::finish`].
+    pub async fn finish_whole(self, headers: &HeaderMap, draft: Draft) -> Finished {
+        let charge = self.charge(draft.status, headers);
+        let keeps = charge.is_some()
+            && self.claim.is_some()
+            && draft.bytes().is_some_and(|bytes| self.gate.ledger.has_room_for_answer(bytes));
+        if !keeps {
+            return self.end(charge, None).await;
+        }
+        let tasks = self.gate.tasks.clone();
+        let (sender, ended) = oneshot::channel();
+        tasks.spawn(async move {
+            // The client may be gone; then its answer waits for it.
+            let _ = sender.send(self.end(charge, Some(draft)).await);
+        });
+        let lost = || Finished::Refused(Box::new(Denial::ours("a request's charge ended without an answer").bare()));
+        ended.await.unwrap_or_else(|_| lost())
+    }
+
+    /// What an answer costs; `None` for one that costs nothing.
+    fn charge(&self, status: StatusCode, headers: &HeaderMap) -> Option<Amount> {
         let success = status.as_u16() < 400;
-        let finished = match held {
-            Held::Batch(hold) if success => hold.commit(&gate, &context, &paid).await.map(Finished::Charged),
-            Held::Batch(hold) => {
+        success.then(|| match &self.held {
+            Held::Batch(_) => self.paid.amount,
+            Held::Metered(_) => self.context.prepared.charge(&self.context.offer, headers),
+        })
+    }
+
+    async fn end(self, charge: Option<Amount>, draft: Option<Draft>) -> Finished {
+        // The claim is held until the answer can be found.
+        let Self { gate, context, paid, held, claim } = self;
+        let keep = claim.as_ref().zip(draft).map(|(claim, draft)| (claim.id, draft));
+        let finished = match (held, charge) {
+            (Held::Batch(hold), Some(_)) => hold.commit(&gate, &context, &paid, keep).await.map(Finished::Charged),
+            (Held::Batch(hold), None) => {
                 hold.release();
                 Ok(Finished::Released(None))
             }
-            Held::Metered(hold) if success => {
-                let charge = context.prepared.charge(&context.offer, headers);
-                hold.charge(&context, &paid, charge).await.map(Finished::Charged)
+            (Held::Metered(hold), Some(charge)) => {
+                let charged = hold.charge(&context, &paid, charge).await;
+                if let (Ok(settlement), Some((id, draft))) = (&charged, keep)
+                    && let Err(error) = gate.ledger.keep_answer(id, draft.answer(settlement)).await
+                {
+                    tracing::error!(channel = %paid.channel, %error, "a charged answer could not be kept");
+                }
+                charged.map(Finished::Charged)
             }
-            Held::Metered(hold) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
+            (Held::Metered(hold), None) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
         };
         finished.unwrap_or_else(|denial| Finished::Refused(Box::new(context.refuse(&gate, denial))))
     }

@@ -1,11 +1,13 @@
 //! The gate as a tower [`Layer`] and [`Service`]: the proxy is built from it, and so is a Rust merchant's own app.
 //!
 //! Promises: the request's body is not polled before the request is admitted, and its bytes and the answer's are passed
-//! through untouched; a price is charged when the inner service's answer has a header with a status below 400, before
-//! that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives everything back. The
-//! inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside is taken away.
+//! through untouched, at once unless the client asks by an id that the answer be kept (`layer/collect.rs`); a price is
+//! charged when the inner service's answer has a header with a status below 400, and its body is whole where it is to be
+//! kept, before that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives everything
+//! back. The inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside is taken away.
 
 mod body;
+mod collect;
 mod cors;
 
 use std::future::Future;
@@ -16,15 +18,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::HOST;
 use http::request::Parts;
+use http::response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::body::ResponseBody;
+use self::collect::{Collected, collect, is_collectable};
 pub use self::cors::Cors;
 use self::cors::Origin;
 use crate::amount::Amount;
 pub use crate::gate::Paid;
+use crate::gate::replay::Draft;
 use crate::gate::route::Route;
 use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, reply};
 use crate::x402::Reason;
@@ -81,6 +86,8 @@ pub enum Verdict {
     Refused(Reason),
     /// It was a refund.
     Refunded,
+    /// It was answered before, and got that answer again.
+    Replayed,
     /// It was charged.
     Charged {
         /// By whom, and from where.
@@ -155,6 +162,7 @@ impl Shared {
     async fn serve<S, B, R>(&self, inner: S, request: Request<B>) -> Result<Response<ResponseBody<R>>, S::Error>
     where
         S: Service<Request<B>, Response = Response<R>>,
+        R: Body<Data = Bytes>,
     {
         let (mut parts, body) = request.into_parts();
         let origin = self.options.cors.origin(&parts);
@@ -206,31 +214,38 @@ impl Shared {
             }
             RouteMatch::BadPath(why) => return Decision::Answer(reply::bad_path(&why), Verdict::Unlisted),
         };
-        let url = self.url(parts);
-        let request = AdmitRequest { route: &route, url: &url, payment_header: payment.as_deref() };
+        let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let host = host(parts);
+        let url = self.url(parts, host, target);
+        let payment_header = payment.as_deref();
+        let request = AdmitRequest { route: &route, method: &parts.method, host, target, url: &url, payment_header };
         match self.gate.admit(request).await {
             Outcome::Free => Decision::Pass(Verdict::Free),
             Outcome::Admitted(admission) => Decision::Admit(admission),
             Outcome::Challenge(required) => Decision::Answer(reply::challenge(&required), Verdict::Challenged),
             Outcome::Refused(refusal) => Decision::Answer(reply::refusal(&refusal), Verdict::Refused(refusal.reason)),
+            Outcome::Replayed(answer) => Decision::Answer(reply::replayed(&answer), Verdict::Replayed),
             Outcome::Answered(settlement) => Decision::Answer(reply::refunded(&settlement), Verdict::Refunded),
         }
     }
 
     /// The resource as the client asked for it.
-    fn url(&self, parts: &Parts) -> String {
-        let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    fn url(&self, parts: &Parts, host: Option<&str>, target: &str) -> String {
         if let Some(base) = &self.options.public_url {
-            return format!("{}{path}", base.trim_end_matches('/'));
+            return format!("{}{target}", base.trim_end_matches('/'));
         }
         let scheme = parts.uri.scheme_str().unwrap_or("http");
-        let authority = parts.uri.authority().map(http::uri::Authority::as_str);
-        let host = authority.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()));
         match host {
-            Some(host) => format!("{scheme}://{host}{path}"),
-            None => path.to_owned(),
+            Some(host) => format!("{scheme}://{host}{target}"),
+            None => target.to_owned(),
         }
     }
+}
+
+/// The host that a request was sent to, with its port where it names one.
+fn host(parts: &Parts) -> Option<&str> {
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    authority.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()))
 }
 
 /// What to do with a request.
@@ -240,11 +255,48 @@ enum Decision {
     Admit(Box<Admission>),
 }
 
-/// Charges for the inner service's answer, or gives the price back.
-async fn finish<R>(admission: Admission, response: Response<R>) -> Response<ResponseBody<R>> {
+/// Charges for the inner service's answer, or gives the price back. An answer that is to be kept is collected first.
+async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<R>) -> Response<ResponseBody<R>> {
+    let (parts, body) = response.into_parts();
+    let Some(bytes_max) = admission.keeps().filter(|_| is_collectable(&parts)) else {
+        return charge(admission, parts, ResponseBody::inner(body)).await;
+    };
+    match collect(body, bytes_max).await {
+        Collected::Whole(body) => {
+            let paid = admission.paid().clone();
+            let mut headers = parts.headers.clone();
+            strip(&mut headers);
+            let draft = Draft { status: parts.status, headers, body: body.clone() };
+            let finished = admission.finish_whole(&parts.headers, draft).await;
+            conclude(finished, paid, parts, ResponseBody::own(body))
+        }
+        Collected::Partly(ahead, body) => charge(admission, parts, ResponseBody::rest(ahead, body)).await,
+        Collected::Broken => {
+            tracing::warn!(status = %parts.status, "an upstream's answer broke off while it was collected");
+            let paid = admission.paid().clone();
+            let settlement = match admission.finish(StatusCode::BAD_GATEWAY, &parts.headers).await {
+                Finished::Released(settlement) => settlement,
+                Finished::Charged(_) | Finished::Refused(_) => None,
+            };
+            ours(reply::broke_off(settlement.as_deref()), Verdict::Released(paid))
+        }
+    }
+}
+
+async fn charge<R>(admission: Admission, parts: response::Parts, body: ResponseBody<R>) -> Response<ResponseBody<R>> {
     let paid = admission.paid().clone();
-    let (mut parts, body) = response.into_parts();
-    let verdict = match admission.finish(parts.status, &parts.headers).await {
+    let finished = admission.finish(parts.status, &parts.headers).await;
+    conclude(finished, paid, parts, body)
+}
+
+/// The answer with what became of its payment.
+fn conclude<R>(
+    finished: Finished,
+    paid: Paid,
+    mut parts: response::Parts,
+    body: ResponseBody<R>,
+) -> Response<ResponseBody<R>> {
+    let verdict = match finished {
         Finished::Charged(settlement) => {
             strip(&mut parts.headers);
             reply::paid(&mut parts.headers, &settlement);
@@ -260,7 +312,7 @@ async fn finish<R>(admission: Admission, response: Response<R>) -> Response<Resp
         Finished::Refused(refusal) => return ours(reply::refusal(&refusal), Verdict::Refused(refusal.reason)),
     };
     parts.extensions.insert(verdict);
-    Response::from_parts(parts, ResponseBody::inner(body))
+    Response::from_parts(parts, body)
 }
 
 /// What a settlement says was charged: a voucher's in `extra`, a metered request's as its amount.

@@ -5,14 +5,16 @@
 //! restart restores every commit that a client was told of (invariant L5).
 //!
 //! How it is made: [`channel`] is the state machine, pure; `book` holds the channels in memory; `turns` decides who goes
-//! when; `changes` makes changes durable through the port in [`store`]. Every future given out here may be dropped at
-//! any time: what it waited for is given back, and what was already handed to the store is carried through.
+//! when; `changes` makes changes durable through the port in [`store`]; [`answers`] keeps what clients may ask for again.
+//! Every future given out here may be dropped at any time: what it waited for is given back, and what was already handed
+//! to the store is carried through.
 //!
 //! A request is refused for the first of these that holds: the ledger has stopped, its total is above what any channel
 //! may be charged, the channel is not known (or is
 //! another seller's), closing, behind, above the deposit that can be there when its turn comes, too many wait, the
 //! limit of exposure, waited too long.
 
+pub mod answers;
 mod book;
 mod changes;
 pub mod channel;
@@ -30,10 +32,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use self::answers::AnswerLimits;
 use self::book::Slot;
-use self::changes::{Plan, carry};
+use self::changes::{Keep, Plan, carry};
 use self::channel::{OnChain, Terms, Voucher};
-use self::store::{BatchRecord, BatchState, ChannelRecord, MeteredRecord, Store, StoreError, Write};
+use self::store::{Answer, AnswerId, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Store, StoreError, Write};
 use self::turns::{Core, Entered};
 use crate::amount::Amount;
 use crate::clock::Clock;
@@ -58,11 +61,13 @@ pub struct Limits {
     /// How long a reservation lives that is neither committed nor released. Longer than the longest request: what is
     /// committed later is an error, and its answer must not be delivered.
     pub reservation_max: Duration,
+    /// Which answers are kept for clients that lost theirs; `None` for none.
+    pub answers: Option<AnswerLimits>,
 }
 
 impl Default for Limits {
     /// No limit of exposure; 64 waiting requests for each channel, 10 s behind predecessors, 250 ms at a gap; 10 minutes
-    /// for a request.
+    /// for a request; answers by their own default.
     fn default() -> Self {
         Self {
             exposure_max: None,
@@ -72,6 +77,7 @@ impl Default for Limits {
             wait_max: Duration::from_secs(10),
             gap_wait_max: Duration::from_millis(250),
             reservation_max: Duration::from_secs(600),
+            answers: Some(AnswerLimits::default()),
         }
     }
 }
@@ -160,7 +166,9 @@ impl Ledger {
             batches: Mutex::new(snapshot.batches.into_iter().map(|batch| (batch.id, batch)).collect()),
             metered: Mutex::new(snapshot.metered.into_iter().map(|metered| (metered.terms.id, metered)).collect()),
         };
+        core.answers.restore(snapshot.answers, core.clock.now());
         drop(tokio::spawn(Core::sweep(Arc::downgrade(&core))));
+        drop(tokio::spawn(answers::tidy(Arc::downgrade(&core))));
         let next_batch = AtomicU64::new(snapshot.last_batch.saturating_add(1));
         Ok(Arc::new(Self { core, next_batch, journal: Arc::new(journal) }))
     }
@@ -384,11 +392,31 @@ impl Reservation {
     /// # Errors
     /// [`StoreError`]: nothing was charged. The store failed and the ledger has stopped, or this one charge cannot be
     /// made: the reservation has lapsed, the deposit is not there, the channel has ended; see [`Ledger::health`].
-    pub async fn commit(mut self, on_chain: Option<OnChain>) -> Result<Receipt, StoreError> {
+    pub async fn commit(self, on_chain: Option<OnChain>) -> Result<Receipt, StoreError> {
+        self.commit_keeping(on_chain, None).await
+    }
+
+    /// The same, and keeps the request's answer in the same durable write: after a crash either both are there or
+    /// neither. `make` makes the answer from the channel as it will be.
+    ///
+    /// # Errors
+    /// As [`Self::commit`]; nothing is kept.
+    pub async fn commit_with_answer(
+        self,
+        on_chain: Option<OnChain>,
+        id: AnswerId,
+        make: impl FnOnce(&ChannelRecord) -> Answer + Send + 'static,
+    ) -> Result<Receipt, StoreError> {
+        let core = Arc::clone(&self.core);
+        let keep = move |channel: &ChannelRecord| core.answers.record(id, core.clock.now(), make(channel));
+        self.commit_keeping(on_chain, Some(Box::new(keep))).await
+    }
+
+    async fn commit_keeping(mut self, on_chain: Option<OnChain>, keep: Option<Keep>) -> Result<Receipt, StoreError> {
         let (core, id) = (Arc::clone(&self.core), self.id);
         let plan = Plan::Commit { ticket: self.ticket, on_chain };
         let over = &mut self.over;
-        let channel = core.change(id, plan, || *over = true).await?;
+        let channel = core.change_keeping(id, plan, keep, || *over = true).await?;
         // Only a plan without a change gives no record, and a charge is one.
         let channel = channel.ok_or_else(|| StoreError("nothing was charged".to_owned()))?;
         Ok(Receipt { charged: self.amount, channel })

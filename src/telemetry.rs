@@ -44,6 +44,8 @@ pub enum Outcome {
     Released,
     /// A refund, answered.
     Refund,
+    /// Answered before, and given that answer again.
+    Replayed,
     /// Not listed, or not with this method.
     NotListed,
     /// Something of ours failed.
@@ -51,13 +53,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Free,
         Self::Paid,
         Self::Unpaid,
         Self::Refused,
         Self::Released,
         Self::Refund,
+        Self::Replayed,
         Self::NotListed,
         Self::Failed,
     ];
@@ -72,6 +75,7 @@ impl Outcome {
             Self::Refused => "refused",
             Self::Released => "released",
             Self::Refund => "refund",
+            Self::Replayed => "replayed",
             Self::NotListed => "not_listed",
             Self::Failed => "failed",
         }
@@ -81,7 +85,7 @@ impl Outcome {
 /// One route's own counters.
 #[derive(Clone, Debug)]
 pub struct RouteMetrics {
-    outcomes: [Counter; 8],
+    outcomes: [Counter; 9],
     /// Seconds from the request's arrival to its response header.
     pub seconds: Histogram,
     /// Seconds that the upstream took to its response header.
@@ -143,6 +147,8 @@ telemetry! {
     exposure_max: Gauge = gauge("turnpike_exposure_limit_atomic", "The configured limit of exposure; 0 where there is none.");
     store_seconds: Histogram = histogram("turnpike_store_commit_duration_seconds", "Seconds that a group of writes took to be durable.", FAST_BUCKETS);
     store_writes: Histogram = histogram("turnpike_store_commit_writes", "Writes that shared one flush to disk.", COUNT_BUCKETS);
+    answers: Gauge = gauge("turnpike_answers_kept", "Answers that are kept for clients that lost theirs.");
+    answers_bytes: Gauge = gauge("turnpike_answers_kept_bytes", "What the kept answers hold.");
     batches: CounterVec = counters("turnpike_settlement_batches_total", "Settlement batches by kind and the state they reached.", &["kind", "state"]);
     batches_open: Gauge = gauge("turnpike_settlement_batches_open", "Settlement batches that were signed and are not yet confirmed or dropped.");
     batch_seconds: HistogramVec = histograms("turnpike_settlement_batch_duration_seconds", "Seconds from a batch's signature to its confirmation.", &["kind"], SLOW_BUCKETS);

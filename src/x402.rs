@@ -5,6 +5,7 @@
 pub mod header;
 pub mod key;
 pub mod network;
+pub mod payment_identifier;
 pub mod reason;
 pub mod wire;
 

@@ -152,7 +152,8 @@ fn the_example_means_what_it_says() {
 fn the_examples_defaults_are_the_defaults() {
     let directory = example_directory();
     let full = parse_in(directory.path(), EXAMPLE).unwrap();
-    let sections = ["asset", "settlement", "queue", "limits", "timeouts", "log", "default", "listen", "admin"];
+    let sections =
+        ["asset", "settlement", "queue", "replay", "limits", "timeouts", "log", "default", "listen", "admin"];
     let single = ["withdraw_delay", "max_timeout", "facilitator"];
     let mut dropping = false;
     let mut text = String::new();
@@ -173,8 +174,8 @@ fn the_examples_defaults_are_the_defaults() {
     assert_eq!(short.networks, full.networks);
     assert_eq!(short.settlement, full.settlement);
     assert_eq!(
-        (short.queue, short.limits, short.timeouts, short.log),
-        (full.queue, full.limits, full.timeouts, full.log)
+        (short.queue, short.replay, short.limits, short.timeouts, short.log),
+        (full.queue, full.replay, full.limits, full.timeouts, full.log)
     );
     assert_eq!((short.default, short.listen, short.admin), (full.default, full.listen, full.admin));
     assert_eq!((short.withdraw_delay, short.max_timeout), (full.withdraw_delay, full.max_timeout));
@@ -215,7 +216,9 @@ fn the_example_names_every_key() {
         format!("{MINIMAL}\n{unknown}"),
         format!("{MINIMAL}\nsandbox: {{{unknown}}}"),
         format!("{MINIMAL}\nadmin: {{listen: 127.0.0.1:1, {unknown}}}\ntls: {{{unknown}}}\nstore: {{{unknown}}}"),
-        format!("{MINIMAL}\nsettlement: {{{unknown}}}\nqueue: {{{unknown}}}\nlimits: {{{unknown}}}"),
+        format!(
+            "{MINIMAL}\nsettlement: {{{unknown}}}\nqueue: {{{unknown}}}\nreplay: {{{unknown}}}\nlimits: {{{unknown}}}"
+        ),
         format!("{MINIMAL}\ntimeouts: {{{unknown}}}\ncors: {{{unknown}}}\nlog: {{{unknown}}}"),
         format!(
             "{solana}asset: {{{unknown}}}\nsigner: {{shares: [{{{unknown}}}], {unknown}}}\nroutes: [{{{unknown}}}]"
@@ -235,6 +238,27 @@ fn the_example_names_every_key() {
     assert!(known.len() >= 60, "{known:?}");
     for key in known {
         assert!(EXAMPLE.contains(&format!("{key}:")), "{key} is not explained");
+    }
+}
+
+#[test]
+fn kept_answers_are_bounded_or_off() {
+    let replay = |text: &str| parse(&format!("{MINIMAL}\nreplay: {text}")).map(|config| config.replay);
+    assert_eq!(replay("off").unwrap(), None);
+    let read = replay("{ keep: 1h, body_bytes: 1MiB, total_bytes: 2MiB }").unwrap().unwrap();
+    assert_eq!((read.keep, read.body_bytes, read.total_bytes), (Duration::from_secs(3600), 1 << 20, 2 << 20));
+    for (text, want) in [
+        ("on", r#"replay: "on" is not known here. Write off, or a mapping of keys."#),
+        ("[off]", "replay: is a list. Write off, or a mapping of keys."),
+        ("{ keep: 2d }", r#"replay.keep: "2d" is longer than 1d. Write 1s to 1d."#),
+        ("{ body_bytes: 0 }", r#"replay.body_bytes: "0" is out of range. Write 1 to 16777216 bytes."#),
+        (
+            "{ body_bytes: 1MiB, total_bytes: 1MiB }",
+            r#"replay.total_bytes: "1MiB" holds less than two bodies of body_bytes (1048576). Write more, or lower body_bytes."#,
+        ),
+    ] {
+        let told = problems(&format!("{MINIMAL}\nreplay: {text}"));
+        assert!(told.iter().any(|line| line.ends_with(want)), "{told:?}");
     }
 }
 

@@ -47,6 +47,7 @@ fn check_shows_what_a_file_says() {
     assert_eq!(lines[4], "  POST     /v1/search   0.02 USDC   batch-settlement  http://127.0.0.1:3000");
     assert_eq!(lines[5], "  all      /health      free                          http://127.0.0.1:3000");
     assert!(told.contains("Any other path is refused."), "{told}");
+    assert!(told.contains("A lost answer of up to 65536 bytes can be had again for 600 s."), "{told}");
     assert!(told.contains("on the sandbox, shown as solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1"), "{told}");
     let (status, told) = run_check(&path, true);
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();

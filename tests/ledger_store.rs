@@ -18,7 +18,8 @@ use turnpike::clock::{SystemClock, UnixMillis};
 use turnpike::ledger::channel::{OnChain, Seller, Terms, Voucher};
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
 use turnpike::ledger::store::{
-    BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write,
+    Answer, AnswerId, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store,
+    StoreError, Write,
 };
 use turnpike::ledger::{Ledger, Limits};
 use turnpike::scheme::svm::program::ChannelStatus;
@@ -71,6 +72,15 @@ fn batch(id: u64, kind: BatchKind, state: BatchState) -> BatchRecord {
     }
 }
 
+fn answer(place: u64, body: &[u8]) -> AnswerRecord {
+    AnswerRecord {
+        place,
+        id: AnswerId { key: key(20, place).0, fingerprint: key(21, place).0 },
+        kept_at: UnixMillis(i64::MAX),
+        answer: Answer { status: 599, head: "a: b\r\n".into(), body: body.to_vec().into() },
+    }
+}
+
 /// Some of everything, with the greatest numbers.
 fn everything() -> (Vec<Write>, Snapshot) {
     let dropped = BatchState::Dropped { why: "blockhash expired".to_owned() };
@@ -111,8 +121,12 @@ fn everything() -> (Vec<Write>, Snapshot) {
     let mut writes: Vec<_> = channels.iter().cloned().map(|channel| Write::Channel(Box::new(channel))).collect();
     writes.extend(batches.iter().cloned().map(|batch| Write::Batch(Box::new(batch))));
     writes.extend(metered.iter().cloned().map(|metered| Write::Metered(Box::new(metered))));
+    // One that needs several pages, and one of nothing at the last place.
+    let answers = [answer(1, &[0xA5; 9000]), answer(u64::from(u32::MAX), b"")];
+    writes.extend(answers.iter().cloned().map(|answer| Write::Answer(Box::new(answer))));
+    let answers = answers.iter().map(AnswerRecord::mark).collect();
     let open = batches.into_iter().filter(|batch| batch.state == BatchState::Signed).collect();
-    (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4 })
+    (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4, answers })
 }
 
 fn assert_same(found: Snapshot, expected: &Snapshot) {
@@ -125,6 +139,7 @@ fn assert_same(found: Snapshot, expected: &Snapshot) {
     assert_eq!(found.batches, expected.batches);
     assert_eq!(found.metered, expected.metered);
     assert_eq!(found.last_batch, expected.last_batch);
+    assert_eq!(found.answers, expected.answers);
 }
 
 #[tokio::test]
@@ -148,19 +163,75 @@ async fn everything_comes_back_as_it_was() {
         Write::ForgetMetered(terms(8).id),
         Write::Channel(Box::new(updated.clone())),
         Write::Batch(Box::new(signed)),
+        Write::ForgetAnswers(vec![1, 77]),
     ];
+    assert_eq!(second.answer(1).await.unwrap(), Some(answer(1, &[0xA5; 9000]).answer));
+    assert_eq!(second.answer(77).await.unwrap(), None);
     second.write(forget).await.unwrap();
     let left = batch(4, BatchKind::CleanUp, BatchState::Signed);
-    let expected = Snapshot { channels: vec![updated], batches: vec![left], metered: Vec::new(), last_batch: 4 };
+    let kept = answer(u64::from(u32::MAX), b"");
+    let answers = vec![kept.mark()];
+    let expected =
+        Snapshot { channels: vec![updated], batches: vec![left], metered: Vec::new(), last_batch: 4, answers };
     assert_same(second.load().await.unwrap(), &expected);
+    assert_eq!(second.answer(1).await.unwrap(), None);
+    assert_eq!(second.answer(kept.place).await.unwrap(), Some(kept.answer));
 }
 
-/// `tests/fixtures/ledger-v1.sqlite` was written by the first released form of the tables, by [`write_fixture`].
+/// Each fixture was written by [`write_fixture`] when its form of the tables was the newest. The first had no answers.
 #[tokio::test]
-async fn a_file_of_the_first_form_is_understood() {
+async fn files_of_earlier_forms_are_understood() {
+    let (first, second) = (everything().1, everything().1);
+    for (form, expected) in [(1, Snapshot { answers: Vec::new(), ..first }), (2, second)] {
+        let (_folder, path) = folder();
+        let fixture = format!("tests/fixtures/ledger-v{form}.sqlite");
+        std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture), &path).unwrap();
+        let store = store(&path);
+        assert_same(store.load().await.unwrap(), &expected);
+        let new = answer(7, b"written by this form");
+        store.write(vec![Write::Answer(Box::new(new.clone()))]).await.unwrap();
+        assert_eq!(store.answer(7).await.unwrap(), Some(new.answer), "form {form} was brought up to date");
+    }
+}
+
+/// A charge and its answer are in one transaction, and come back together.
+#[tokio::test]
+async fn an_answer_is_there_after_a_restart() {
     let (_folder, path) = folder();
-    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v1.sqlite"), &path).unwrap();
-    assert_same(store(&path).load().await.unwrap(), &everything().1);
+    let id = AnswerId { key: [1; 32], fingerprint: [2; 32] };
+    let make = |channel: &ChannelRecord| Answer {
+        status: 200,
+        head: format!("x-charged: {}\r\n", channel.charged).into(),
+        body: vec![7; 65_536].into(),
+    };
+    let first = ledger(store(&path)).await;
+    first.adopt(terms(1), on_chain(1000, 0));
+    first.reserve(entry(1, 10, 10)).await.unwrap().commit_with_answer(None, id, make).await.unwrap();
+    drop(first);
+    let second = ledger(store(&path)).await;
+    assert_eq!(charged(&second, 1), 10);
+    let mark = second.find_answer(&id.key).unwrap();
+    assert_eq!(mark.id, id);
+    let answer = second.read_answer(&mark).await.unwrap().unwrap();
+    assert_eq!((&*answer.head, answer.body.len()), (&b"x-charged: 10\r\n"[..], 65_536));
+    let (count, bytes) = second.answers();
+    assert!(count == 1 && bytes > 65_536);
+}
+
+/// What was kept while answers were kept is deleted once they are not any more.
+#[tokio::test]
+async fn switched_off_kept_answers_are_deleted() {
+    let (_folder, path) = folder();
+    let first = store(&path);
+    let many = (1..=150).map(|place| Write::Answer(Box::new(answer(place, b"x")))).collect();
+    first.write(many).await.unwrap();
+    let limits = Limits { answers: None, ..Limits::default() };
+    let store: Arc<dyn Store> = Arc::new(first);
+    let ledger = Ledger::open(Arc::clone(&store), Arc::new(SystemClock), limits).await.unwrap();
+    assert!(ledger.find_answer(&key(20, 1).0).is_none());
+    while !store.load().await.unwrap().answers.is_empty() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -168,7 +239,7 @@ async fn a_file_of_the_first_form_is_understood() {
 async fn write_fixture() {
     let (_folder, path) = folder();
     store(&path).write(everything().0).await.unwrap();
-    std::fs::copy(&path, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v1.sqlite")).unwrap();
+    std::fs::copy(&path, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v2.sqlite")).unwrap();
 }
 
 #[tokio::test]
@@ -291,6 +362,15 @@ async fn loading_stops_when_nobody_wants_more() {
     assert_eq!(store.load().await.unwrap().channels.len(), 20_000);
 }
 
+fn numbered_id(number: u64, total: u64) -> AnswerId {
+    AnswerId { key: key(u8::try_from(number).unwrap(), total).0, fingerprint: [0; 32] }
+}
+
+fn numbered(number: u64, total: Amount) -> Answer {
+    let line = format!("answer {number} {total} ");
+    Answer { status: 200, head: "".into(), body: line.repeat(300).into() }
+}
+
 /// Charges six channels as fast as it can, and says so after each charge, until it is killed.
 #[test]
 #[ignore = "run as a process of its own by killed_while_charging"]
@@ -309,7 +389,9 @@ fn a_process_that_charges() {
                 }
                 loop {
                     let next = charged(&ledger, number) + 1;
-                    let receipt = ledger.reserve(entry(number, next, 1)).await.unwrap().commit(None).await.unwrap();
+                    let held = ledger.reserve(entry(number, next, 1)).await.unwrap();
+                    let make = move |channel: &ChannelRecord| numbered(number, channel.charged);
+                    let receipt = held.commit_with_answer(None, numbered_id(number, next), make).await.unwrap();
                     let line = format!("told {number} {}\n", receipt.channel.charged);
                     std::io::stdout().write_all(line.as_bytes()).unwrap();
                 }
@@ -350,6 +432,20 @@ async fn killed_while_charging() {
             let told = told[usize::try_from(number).unwrap()];
             let charged = charged(&ledger, number);
             assert!(charged == told || charged == told + 1, "channel {number}: told {told}, found {charged}");
+            // The answer to the last charge is there if the charge is, told or not; the next one's is not. The first
+            // charge was a deposit's, which has none here.
+            for total in [charged, charged + 1] {
+                let mark = ledger.find_answer(&numbered_id(number, total).key);
+                assert_eq!(
+                    mark.is_some(),
+                    total == charged && total > 1,
+                    "channel {number}, answer {total} of {charged}"
+                );
+                if let Some(mark) = mark {
+                    let answer = ledger.read_answer(&mark).await.unwrap();
+                    assert!(answer == Some(numbered(number, total.into())), "the answer is whole");
+                }
+            }
         }
     }
 }
@@ -357,8 +453,8 @@ async fn killed_while_charging() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// The power goes at any byte of the log: every charge that was acknowledged while the log was shorter is there, and
-    /// the channels are as they were at some moment.
+    /// The power goes at any byte of the log: every charge that was acknowledged while the log was shorter is there, each
+    /// with its answer and none without, and the channels are as they were at some moment.
     #[test]
     fn power_lost_at_any_byte(cut in 0u64..=1000, torn in any::<u8>()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -374,7 +470,8 @@ proptest! {
             for step in 1..=8u64 {
                 for number in 1..=3 {
                     let next = first.reserve(entry(number, step, 1)).await.unwrap();
-                    next.commit(None).await.unwrap();
+                    let make = move |channel: &ChannelRecord| numbered(number, channel.charged);
+                    next.commit_with_answer(None, numbered_id(number, step), make).await.unwrap();
                     told.push((std::fs::metadata(&log).unwrap().len(), number, step));
                 }
             }
@@ -395,6 +492,16 @@ proptest! {
                 }
             }
             prop_assert!(found.is_sorted_by(|a, b| a >= b) && found[0] - found[2] <= 1, "one moment: {found:?}");
+            for (number, charged) in (1..).zip(found) {
+                for step in 1..=8 {
+                    let Some(mark) = after.find_answer(&numbered_id(number, step).key) else {
+                        prop_assert!(step > charged, "channel {number}: {step} of {charged} was charged without its answer");
+                        continue;
+                    };
+                    prop_assert!(step <= charged, "channel {number}: the answer to {step} of {charged} without its charge");
+                    prop_assert!(after.read_answer(&mark).await.unwrap() == Some(numbered(number, step.into())));
+                }
+            }
             Ok::<(), TestCaseError>(())
         })?;
     }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signer as _, SigningKey};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::json;
 use turnpike::amount::{Amount, Asset};
 use turnpike::chain::Chain;
@@ -230,8 +230,13 @@ impl World {
         (self.random >> 33) % below
     }
 
+    fn request<'a>(&'a self, payment_header: Option<&'a [u8]>) -> AdmitRequest<'a> {
+        let (method, host, target) = (&Method::GET, Some("shop"), "/x");
+        AdmitRequest { route: &self.route, method, host, target, url: "http://shop/x", payment_header }
+    }
+
     async fn offer(&self) -> PaymentRequirements {
-        let request = AdmitRequest { route: &self.route, url: "http://shop/x", payment_header: None };
+        let request = self.request(None);
         match self.life.gate.admit(request).await {
             Outcome::Challenge(required) => required.accepts[0].clone(),
             _ => panic!("an unpaid request was not challenged"),
@@ -300,7 +305,7 @@ impl World {
     async fn send(&mut self, payload: &BatchPayload, status: Option<u16>) -> Option<u64> {
         let accepted = self.offer().await;
         let value = header::encode(&json!({ "x402Version": 2, "accepted": accepted, "payload": payload })).unwrap();
-        let request = AdmitRequest { route: &self.route, url: "http://shop/x", payment_header: Some(value.as_bytes()) };
+        let request = self.request(Some(value.as_bytes()));
         match self.life.gate.admit(request).await {
             Outcome::Admitted(admission) => {
                 let Some(status) = status else {
@@ -321,7 +326,7 @@ impl World {
                     Finished::Refused(_) => None,
                 }
             }
-            Outcome::Refused(_) | Outcome::Answered(_) => None,
+            Outcome::Refused(_) | Outcome::Answered(_) | Outcome::Replayed(_) => None,
             Outcome::Free | Outcome::Challenge(_) => panic!("a paid request was taken for another"),
         }
     }

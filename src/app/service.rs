@@ -78,6 +78,7 @@ impl Metrics {
             Some(Verdict::Free) => Outcome::Free,
             Some(Verdict::Unlisted) => Outcome::NotListed,
             Some(Verdict::Refunded) => Outcome::Refund,
+            Some(Verdict::Replayed) => Outcome::Replayed,
             Some(Verdict::Released(_)) => Outcome::Released,
             Some(Verdict::Challenged) => {
                 self.telemetry.challenges.with_label_values(&[name]).inc();

@@ -86,6 +86,15 @@ fn write_fine(config: &Config, warnings: &[Warning], out: &mut dyn Write) -> io:
     }
     let tls = if config.tls.is_some() { "https" } else { "http" };
     writeln!(out, "Listens on {tls}://{}, admin on http://{}.", config.listen, config.admin.listen)?;
+    match config.replay {
+        Some(replay) => writeln!(
+            out,
+            "A lost answer of up to {} bytes can be had again for {} s.",
+            replay.body_bytes,
+            replay.keep.as_secs()
+        )?,
+        None => writeln!(out, "A lost answer cannot be had again.")?,
+    }
     if !warnings.is_empty() {
         writeln!(out)?;
     }

@@ -112,15 +112,23 @@ async fn calls(client: &Client, args: &Args, request: &Request, output: &mut Out
     for call in 1..=args.calls {
         let paid = client.call(request).await.map_err(|error| explain(&error, client))?;
         total = total.saturating_add(paid.charged);
+        let (charged, settlement) = (paid.charged, paid.settlement);
         let status = paid.response.status();
-        let body = paid.response.bytes(BODY_BYTES_MAX).await.map_err(Failure::failed)?;
+        let body = match paid.response.bytes(BODY_BYTES_MAX).await {
+            Ok(body) => body,
+            // It was paid for: the server may have kept it.
+            Err(error) => match client.again(request).await {
+                Ok(Some(again)) => again.response.bytes(BODY_BYTES_MAX).await.map_err(Failure::failed)?,
+                Ok(None) | Err(_) => return Err(Failure::failed(error)),
+            },
+        };
         if args.json {
             output.line(serde_json::json!({
-                "call": call, "status": status, "bytes": body.len(), "charged": paid.charged, "settlement": paid.settlement,
+                "call": call, "status": status, "bytes": body.len(), "charged": charged, "settlement": settlement,
             }));
         } else if args.calls == 1 {
             output.line(String::from_utf8_lossy(&body).trim_end());
-            output.line(format_args!("status {status}, charged {} atomic units", grouped(paid.charged.get())));
+            output.line(format_args!("status {status}, charged {} atomic units", grouped(charged.get())));
         } else if call == args.calls || call % 10 == 0 {
             output.line(format_args!("{call} calls, charged {} atomic units in all", grouped(total.get())));
         }

@@ -205,7 +205,7 @@ fn reference(offer: &PaymentRequirements) -> Result<String, ClientError> {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], ClientError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], ClientError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| ClientError::Dishonest(format!("no randomness: {error}")))?;
     Ok(bytes)

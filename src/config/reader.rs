@@ -233,6 +233,11 @@ impl<'c, 'n> Value<'c, 'n> {
         }
     }
 
+    /// Whether it is a mapping: for keys that take one or a word.
+    pub(super) const fn is_map(&self) -> bool {
+        matches!(self.node.kind, Kind::Map(_))
+    }
+
     /// The keys of a mapping whose keys are names.
     pub(super) fn names(&self) -> Vec<String> {
         match &self.node.kind {

@@ -111,6 +111,7 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
         memo: memo?,
         settlement: settlement?,
         queue: server.queue,
+        replay: server.replay,
         limits: server.limits,
         timeouts: server.timeouts,
         cors: server.cors,

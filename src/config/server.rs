@@ -1,4 +1,4 @@
-//! The HTTP side: listeners, TLS, upstreams, limits, timeouts, CORS, log.
+//! The HTTP side: listeners, TLS, upstreams, limits, timeouts, kept answers, CORS, log.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,8 @@ use http::{HeaderValue, Uri};
 use super::reader::{Complaint, Map, Value};
 use super::value::{self, UrlTail};
 use super::{
-    AdminConfig, CorsConfig, LimitsConfig, LogConfig, LogFormat, QueueConfig, TimeoutsConfig, TlsConfig, URLS_MAX,
+    AdminConfig, CorsConfig, LimitsConfig, LogConfig, LogFormat, QueueConfig, ReplayConfig, TimeoutsConfig, TlsConfig,
+    URLS_MAX,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -21,6 +22,7 @@ pub(super) struct Server {
     pub admin: AdminConfig,
     pub tls: Option<TlsConfig>,
     pub queue: QueueConfig,
+    pub replay: Option<ReplayConfig>,
     pub limits: LimitsConfig,
     pub timeouts: TimeoutsConfig,
     pub cors: Option<CorsConfig>,
@@ -59,6 +61,7 @@ pub(super) fn read(root: &mut Map<'_, '_>, max_timeout: Duration) -> Option<Serv
     let admin = section(root, "admin", AdminConfig { listen: ([127, 0, 0, 1], 9402).into() }, admin);
     let tls = section(root, "tls", None, |map| tls(map).map(Some));
     let queue = section(root, "queue", QUEUE, queue);
+    let replay = or(root.take("replay"), Some(REPLAY), replay);
     let limits = section(root, "limits", LIMITS, limits);
     let defaults = timeouts_within(max_timeout);
     let timeouts = section(root, "timeouts", defaults, |map| timeouts(map, defaults, max_timeout));
@@ -73,6 +76,7 @@ pub(super) fn read(root: &mut Map<'_, '_>, max_timeout: Duration) -> Option<Serv
         admin: admin?,
         tls: tls?,
         queue: queue?,
+        replay: replay?,
         limits: limits?,
         timeouts: timeouts?,
         cors: cors?,
@@ -115,6 +119,37 @@ fn queue(map: &mut Map<'_, '_>) -> Option<QueueConfig> {
     let gap_default = wait.map_or(QUEUE.gap_wait, |wait| wait.min(QUEUE.gap_wait));
     let gap_wait = or(map.take("gap_wait"), gap_default, |value| value.duration(min, wait.unwrap_or(max)));
     Some(QueueConfig { waiters: waiters?, wait: wait?, gap_wait: gap_wait? })
+}
+
+const REPLAY: ReplayConfig =
+    ReplayConfig { keep: Duration::from_secs(600), body_bytes: 64 * 1024, total_bytes: 256 * 1024 * 1024 };
+
+/// A mapping, or `off`.
+fn replay(value: &Value<'_, '_>) -> Option<Option<ReplayConfig>> {
+    if !value.is_map() {
+        let want = "off, or a mapping of keys";
+        return value.parse(want, |text| match text {
+            "off" => Ok(None),
+            _ => Err(Complaint::new("is not known here", format!("Write {want}."))),
+        });
+    }
+    value.map("a mapping of keys", replay_keys).flatten().map(Some)
+}
+
+fn replay_keys(map: &mut Map<'_, '_>) -> Option<ReplayConfig> {
+    let mib = 1024 * 1024;
+    let keep = or(map.take("keep"), REPLAY.keep, |value| value.duration(Duration::from_secs(1), HOUR * 24));
+    let body_bytes = or(map.take("body_bytes"), REPLAY.body_bytes, |value| value.bytes(1, 16 * mib));
+    let total = map.take("total_bytes");
+    let total_bytes = or(total.clone(), REPLAY.total_bytes, |value| value.bytes(mib, 1024 * 1024 * mib));
+    if let (Some(body), Some(all), Some(value)) = (body_bytes, total_bytes, &total)
+        && all < body.saturating_mul(2)
+    {
+        let what = format!("holds less than two bodies of body_bytes ({body})");
+        value.reject(Complaint::new(what, "Write more, or lower body_bytes."));
+        return None;
+    }
+    Some(ReplayConfig { keep: keep?, body_bytes: body_bytes?, total_bytes: total_bytes? })
 }
 
 const LIMITS: LimitsConfig =

@@ -12,11 +12,12 @@ use serde_json::{Map, Value};
 
 use super::recent::{Entered, Shut};
 use super::refusal::Denial;
+use super::replay::Draft;
 use super::{Context, Gate, Held, Paid, Passed};
 use crate::amount::Amount;
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
 use crate::ledger::channel::{OnChain, Terms};
-use crate::ledger::store::{ChannelRecord, StoreError};
+use crate::ledger::store::{AnswerId, ChannelRecord, StoreError};
 use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
 use crate::scheme::svm::program::ChannelStatus;
@@ -265,29 +266,33 @@ impl Reserved {
 }
 
 impl Hold {
-    /// Charges; with a deposit, settles that first.
+    /// Charges; with a deposit, settles that first. Where there is an answer to keep, it is kept in the same write.
     pub(super) async fn commit(
         self,
         gate: &Gate,
         context: &Context,
         paid: &Paid,
+        keep: Option<(AnswerId, Draft)>,
     ) -> Result<Box<SettlementResponse>, Denial> {
         let Self { reservation, cumulative, deposit } = self;
         let Some(mut deposit) = deposit else {
             let started = Instant::now();
-            let receipt = reservation.commit(None).await.map_err(|error| gate.uncommitted(&error))?;
+            let charge = Charge { cumulative, deposit: None };
+            let receipt = charge.commit(reservation, None, paid, keep).await;
+            let receipt = receipt.map_err(|error| gate.uncommitted(&error))?;
             if let Some(telemetry) = &gate.options.telemetry {
                 telemetry.commit_seconds.observe(started.elapsed().as_secs_f64());
             }
-            return Ok(charged(context, paid, cumulative, &receipt, None));
+            return Ok(charge.response(paid, receipt.charged, &receipt.channel));
         };
         let amount = deposit.accepted.request.amount;
         let (transaction, on_chain) = deposit.settle(cumulative, gate, context, paid).await?;
-        let receipt = reservation.commit(Some(on_chain)).await.map_err(|error| {
+        let charge = Charge { cumulative, deposit: Some((transaction, amount)) };
+        let receipt = charge.commit(reservation, Some(on_chain), paid, keep).await.map_err(|error| {
             let failed = context.failed(paid.payer, Reason::UnexpectedSettleError, Some(transaction));
             gate.uncommitted(&error).settling(failed)
         })?;
-        Ok(charged(context, paid, cumulative, &receipt, Some((transaction, amount))))
+        Ok(charge.response(paid, receipt.charged, &receipt.channel))
     }
 
     pub(super) fn release(self) {
@@ -324,28 +329,46 @@ impl HeldDeposit {
     }
 }
 
-/// The answer to a charged request (section 4.4).
-fn charged(
-    context: &Context,
-    paid: &Paid,
+/// What a charged request's answer says of it, but for the channel.
+#[derive(Clone, Copy)]
+struct Charge {
+    /// The voucher's total.
     cumulative: Amount,
-    receipt: &Receipt,
+    /// The deposit that came along, confirmed.
     deposit: Option<(Signature, Amount)>,
-) -> Box<SettlementResponse> {
-    let channel = &receipt.channel;
-    let mut extra = Map::new();
-    extra.insert("commitmentId".to_owned(), format!("{}:{cumulative}", paid.channel).into());
-    extra.insert("chargedAmount".to_owned(), receipt.charged.to_string().into());
-    if let Ok(state) = serde_json::to_value(super::challenge::channel_state(channel)) {
-        extra.insert("channelState".to_owned(), state);
+}
+
+impl Charge {
+    async fn commit(
+        self,
+        reservation: Reservation,
+        on_chain: Option<OnChain>,
+        paid: &Paid,
+        keep: Option<(AnswerId, Draft)>,
+    ) -> Result<Receipt, StoreError> {
+        let Some((id, draft)) = keep else { return reservation.commit(on_chain).await };
+        let (paid, charged) = (paid.clone(), reservation.amount());
+        let make = move |channel: &ChannelRecord| draft.answer(&self.response(&paid, charged, channel));
+        reservation.commit_with_answer(on_chain, id, make).await
     }
-    Box::new(SettlementResponse {
-        success: true,
-        error_reason: None,
-        payer: Some(paid.payer.to_string()),
-        transaction: deposit.map(|(transaction, _)| transaction.to_string()).unwrap_or_default(),
-        network: context.network().clone(),
-        amount: Some(deposit.map(|(_, amount)| amount.to_string()).unwrap_or_default()),
-        extra,
-    })
+
+    /// The answer to a charged request (section 4.4).
+    fn response(self, paid: &Paid, charged: Amount, channel: &ChannelRecord) -> Box<SettlementResponse> {
+        let Self { cumulative, deposit } = self;
+        let mut extra = Map::new();
+        extra.insert("commitmentId".to_owned(), format!("{}:{cumulative}", paid.channel).into());
+        extra.insert("chargedAmount".to_owned(), charged.to_string().into());
+        if let Ok(state) = serde_json::to_value(super::challenge::channel_state(channel)) {
+            extra.insert("channelState".to_owned(), state);
+        }
+        Box::new(SettlementResponse {
+            success: true,
+            error_reason: None,
+            payer: Some(paid.payer.to_string()),
+            transaction: deposit.map(|(transaction, _)| transaction.to_string()).unwrap_or_default(),
+            network: paid.network.clone(),
+            amount: Some(deposit.map(|(_, amount)| amount.to_string()).unwrap_or_default()),
+            extra,
+        })
+    }
 }

@@ -73,17 +73,18 @@ pub(super) struct Correction<'a> {
 pub(super) struct Prepared {
     route: Arc<Route>,
     offers: Vec<Arc<PreparedOffer>>,
+    extensions: Arc<Map<String, Value>>,
 }
 
 impl Prepared {
-    fn new(route: &Arc<Route>) -> Self {
+    fn new(route: &Arc<Route>, extensions: &Arc<Map<String, Value>>) -> Self {
         let (scheme, offers): (_, &[Offer]) = match &route.pricing {
             Pricing::Free => (Scheme::Batch, &[]),
             Pricing::Fixed(offers) => (Scheme::Batch, offers),
             Pricing::Metered { offers, .. } => (Scheme::Upto, offers),
         };
         let offers = offers.iter().map(|offer| Arc::new(PreparedOffer::new(scheme, offer))).collect();
-        Self { route: Arc::clone(route), offers }
+        Self { route: Arc::clone(route), offers, extensions: Arc::clone(extensions) }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -138,7 +139,7 @@ impl Prepared {
                 mime_type: self.route.mime_type.as_deref().map(str::to_owned),
             },
             accepts: accepts.collect(),
-            extensions: Map::new(),
+            extensions: Map::clone(&self.extensions),
         }
     }
 }
@@ -181,17 +182,24 @@ pub(super) fn channel_state(channel: &ChannelRecord) -> ChannelState {
 const PREPARED_MAX: usize = 4_096;
 
 /// The routes that were asked for, prepared. A route is known by its address, which stays its own while it is held here.
-#[derive(Default)]
-pub(super) struct Challenges(RwLock<HashMap<usize, Arc<Prepared>>>);
+pub(super) struct Challenges {
+    prepared: RwLock<HashMap<usize, Arc<Prepared>>>,
+    extensions: Arc<Map<String, Value>>,
+}
 
 impl Challenges {
+    /// Challenges that all offer these extensions of the protocol.
+    pub(super) fn new(extensions: Map<String, Value>) -> Self {
+        Self { prepared: RwLock::default(), extensions: Arc::new(extensions) }
+    }
+
     pub(super) fn of(&self, route: &Arc<Route>) -> Arc<Prepared> {
         let address = Arc::as_ptr(route).addr();
-        if let Some(prepared) = self.0.read().get(&address) {
+        if let Some(prepared) = self.prepared.read().get(&address) {
             return Arc::clone(prepared);
         }
-        let prepared = Arc::new(Prepared::new(route));
-        let mut all = self.0.write();
+        let prepared = Arc::new(Prepared::new(route, &self.extensions));
+        let mut all = self.prepared.write();
         if all.len() >= PREPARED_MAX {
             all.clear();
         }

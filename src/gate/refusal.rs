@@ -19,6 +19,8 @@ pub enum Fault {
     Malformed,
     /// The payment is short, stale, or otherwise not what was offered.
     Payment,
+    /// The id of the payment is another payment's, or another request's.
+    Conflict,
     /// Nobody's: the same request may pass later.
     Busy {
         /// When to try again.
@@ -84,6 +86,16 @@ impl Denial {
         Self::new(Fault::Busy { retry_after: BUSY_RETRY }, Reason::ChannelBusy, detail)
     }
 
+    pub(super) fn conflict() -> Self {
+        let detail = "this payment identifier came before with another payment or for another request; nothing was \
+                      charged. Send the first payment again unchanged, or make a new id";
+        Self::new(Fault::Conflict, Reason::PaymentIdentifierConflict, detail)
+    }
+
+    pub(super) fn in_process(detail: &'static str) -> Self {
+        Self::new(Fault::Busy { retry_after: BUSY_RETRY }, Reason::PaymentInProcess, detail)
+    }
+
     pub(super) fn unavailable() -> Self {
         let detail = "the chain cannot be reached at the moment; nothing was charged";
         Self::new(Fault::Busy { retry_after: UNAVAILABLE_RETRY }, Reason::ChainUnavailable, detail)
@@ -99,6 +111,12 @@ impl Denial {
     /// The ledger broke off a commit: nothing was charged, and the ledger has stopped.
     pub(super) fn stopped(error: &StoreError) -> Self {
         Self::ours(error)
+    }
+
+    /// Without a way to pay instead.
+    pub(super) fn bare(self) -> Refusal {
+        let Self { fault, reason, detail, channel: _, settlement } = self;
+        Refusal { fault, reason, detail, required: None, settlement }
     }
 
     /// With the channel, for a corrective answer.

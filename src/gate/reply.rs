@@ -5,9 +5,12 @@
 //! | unpaid, or the payment does not pass | 402 | `PAYMENT-REQUIRED`, `Cache-Control: no-store` |
 //! | a settlement failed by the payment's fault | 402 | the same, and `PAYMENT-RESPONSE` with `success: false` |
 //! | the payment cannot be read | 400 | `Cache-Control: no-store` |
+//! | its id is taken | 409 | `Cache-Control: no-store` |
 //! | busy, the exposure limit, the chain out of reach | 503 | `Retry-After`, `Cache-Control: no-store` |
 //! | ours | 500 | `Cache-Control: no-store` |
 //! | a refund | 200 | `PAYMENT-RESPONSE`, `Cache-Control: private` |
+//! | an answer that was sent before | as it was | as they were, and `Turnpike-Replay: true` |
+//! | the upstream's answer broke off while it was collected | 502 | `Cache-Control: no-store` |
 //! | no route | 404 | `Cache-Control: no-store` |
 //!
 //! A corrective 402 carries no `PAYMENT-RESPONSE`: clients look for its state only where there is none. A settlement
@@ -20,6 +23,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::refusal::{Fault, Refusal};
+use crate::ledger::store::Answer;
 use crate::x402::header::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
 use crate::x402::wire::{PaymentRequired, SettlementResponse};
 
@@ -40,6 +44,7 @@ pub fn challenge(required: &PaymentRequired) -> Response<Bytes> {
 pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
     let status = match refusal.fault {
         Fault::Malformed => StatusCode::BAD_REQUEST,
+        Fault::Conflict => StatusCode::CONFLICT,
         Fault::Payment => StatusCode::PAYMENT_REQUIRED,
         Fault::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Fault::Ours => StatusCode::INTERNAL_SERVER_ERROR,
@@ -72,6 +77,59 @@ pub fn refunded(settlement: &SettlementResponse) -> Response<Bytes> {
     let mut response =
         answer(StatusCode::OK, PRIVATE, &json!({ "message": "refund settled", "settlement": settlement }));
     insert(response.headers_mut(), PAYMENT_RESPONSE, settlement);
+    response
+}
+
+/// Says that an answer is not fresh.
+const REPLAY: HeaderName = HeaderName::from_static("turnpike-replay");
+
+/// An answer that was sent before, sent again.
+#[must_use]
+pub fn replayed(kept: &Answer) -> Response<Bytes> {
+    let mut response = Response::new(kept.body.clone());
+    *response.status_mut() = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    for line in kept.head.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let Some(at) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) = line.split_at(at);
+        let value = value.strip_prefix(b": ").unwrap_or(value);
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+    headers.insert(REPLAY, HeaderValue::from_static("true"));
+    response
+}
+
+/// An answer's header lines, as they are kept. What belongs to one connection is left out.
+pub(super) fn head(headers: &HeaderMap) -> Bytes {
+    let mut lines = Vec::new();
+    for (name, value) in headers {
+        if HOP_BY_HOP.contains(&name.as_str()) {
+            continue;
+        }
+        lines.extend_from_slice(name.as_str().as_bytes());
+        lines.extend_from_slice(b": ");
+        lines.extend_from_slice(value.as_bytes());
+        lines.extend_from_slice(b"\r\n");
+    }
+    lines.into()
+}
+
+/// Headers of one connection (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [&str; 7] =
+    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
+/// The answer where the upstream's own broke off while it was collected. Nothing was charged.
+#[must_use]
+pub fn broke_off(settlement: Option<&SettlementResponse>) -> Response<Bytes> {
+    let detail = "the upstream's answer broke off; nothing was charged";
+    let mut response =
+        answer(StatusCode::BAD_GATEWAY, NO_STORE, &json!({ "error": "upstream_broke_off", "detail": detail }));
+    if let Some(settlement) = settlement {
+        insert(response.headers_mut(), PAYMENT_RESPONSE, settlement);
+    }
     response
 }
 
@@ -183,6 +241,8 @@ mod tests {
         let table: Vec<(Denial, u16, Reason)> = vec![
             (scheme::Refused::new(Reason::InvalidPayload, "x").into(), 400, Reason::InvalidPayload),
             (scheme::Refused::new(Reason::BatchVoucherExpiry, "x").into(), 402, Reason::BatchVoucherExpiry),
+            (Denial::conflict(), 409, Reason::PaymentIdentifierConflict),
+            (Denial::in_process("x"), 503, Reason::PaymentInProcess),
             (ledger::Refused::Unknown.into(), 503, Reason::ChannelBusy),
             (ledger::Refused::Busy.into(), 503, Reason::ChannelBusy),
             (ledger::Refused::Exposure.into(), 503, Reason::ExposureLimit),
@@ -212,6 +272,24 @@ mod tests {
         let Denial { reason, detail, .. } = Denial::busy("x");
         let response = refusal(&Refusal { fault: hurry, reason, detail, required: None, settlement: None });
         assert_eq!(response.headers()[RETRY_AFTER], "1", "never at once");
+    }
+
+    #[test]
+    fn a_kept_answer_comes_back_as_it_was() {
+        let mut sent = HeaderMap::new();
+        for value in [&b"plain"[..], b"", b"a: b: c", b"\xC3\xA9\xFF and\ttab", b"second"] {
+            sent.append("x-value", HeaderValue::from_bytes(value).unwrap());
+        }
+        sent.append("set-cookie", HeaderValue::from_static("a=b"));
+        let mut with_hops = sent.clone();
+        for name in HOP_BY_HOP {
+            with_hops.append(name, HeaderValue::from_static("x"));
+        }
+        let kept = Answer { status: 203, head: head(&with_hops), body: Bytes::from_static(b"\0body") };
+        let mut again = replayed(&kept);
+        assert_eq!((again.status().as_u16(), &**again.body()), (203, &b"\0body"[..]));
+        assert_eq!(again.headers_mut().remove(REPLAY).unwrap(), "true");
+        assert_eq!(*again.headers(), sent);
     }
 
     #[test]

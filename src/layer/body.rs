@@ -1,5 +1,6 @@
-//! The body of an answer: the upstream's own, untouched, or a short one of ours.
+//! The body of an answer: the upstream's own, untouched, what was collected of it, or a short one of ours.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -22,6 +23,10 @@ pin_project! {
             #[pin]
             body: B,
         },
+        Rest {
+            ahead: VecDeque<Frame<Bytes>>,
+            body: Pin<Box<B>>,
+        },
         Own {
             left: Option<Bytes>,
         },
@@ -31,6 +36,11 @@ pin_project! {
 impl<B> ResponseBody<B> {
     pub(super) fn inner(body: B) -> Self {
         Self { kind: Kind::Inner { body } }
+    }
+
+    /// What was collected of a body, then the rest of it.
+    pub(super) fn rest(ahead: VecDeque<Frame<Bytes>>, body: Pin<Box<B>>) -> Self {
+        Self { kind: Kind::Rest { ahead, body } }
     }
 
     pub(super) fn own(bytes: Bytes) -> Self {
@@ -45,6 +55,10 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.project().kind.project() {
             Projected::Inner { body } => body.poll_frame(context),
+            Projected::Rest { ahead, body } => match ahead.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => body.as_mut().poll_frame(context),
+            },
             Projected::Own { left } => Poll::Ready(left.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
@@ -52,6 +66,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
+            Kind::Rest { ahead, body } => ahead.is_empty() && body.is_end_stream(),
             Kind::Own { left } => left.is_none(),
         }
     }
@@ -59,6 +74,17 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Inner { body } => body.size_hint(),
+            Kind::Rest { ahead, body } => {
+                let ahead = ahead.iter().filter_map(Frame::data_ref).map(Bytes::len).sum::<usize>();
+                let ahead = u64::try_from(ahead).unwrap_or(u64::MAX);
+                let rest = body.size_hint();
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower().saturating_add(ahead));
+                if let Some(upper) = rest.upper() {
+                    hint.set_upper(upper.saturating_add(ahead));
+                }
+                hint
+            }
             Kind::Own { left } => {
                 let length = left.as_ref().map_or(0, Bytes::len);
                 SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))

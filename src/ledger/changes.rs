@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::book::{Closing, Slot};
 use super::channel::{Channel, Denied, OnChain, Terms};
-use super::store::{ChannelRecord, StoreError, Write};
+use super::store::{AnswerRecord, ChannelRecord, StoreError, Write};
 use super::turns::{Answer, Core, hand_out};
 use crate::amount::Amount;
 use crate::scheme::svm::program::ChannelStatus;
@@ -37,6 +37,9 @@ pub(super) enum Plan {
     /// Forgets it.
     Forget,
 }
+
+/// Makes, from the channel as it will be, an answer that becomes durable together with it.
+pub(super) type Keep = Box<dyn FnOnce(&ChannelRecord) -> AnswerRecord + Send>;
 
 /// What a plan came to.
 #[allow(clippy::large_enum_variant, reason = "lives on the stack, for one call")]
@@ -58,6 +61,17 @@ impl Core {
         plan: Plan,
         begun: impl FnOnce(),
     ) -> Result<Option<ChannelRecord>, StoreError> {
+        self.change_keeping(id, plan, None, begun).await
+    }
+
+    /// The same, together with an answer.
+    pub(super) async fn change_keeping(
+        self: &Arc<Self>,
+        id: Key,
+        plan: Plan,
+        keep: Option<Keep>,
+        begun: impl FnOnce(),
+    ) -> Result<Option<ChannelRecord>, StoreError> {
         let mut pen = None;
         let (pen, next, write) = loop {
             self.writable()?;
@@ -76,8 +90,13 @@ impl Core {
                 }
             }
         };
+        // Before the point of no return, so that a fault in it changes nothing.
+        let kept = match (&write, keep) {
+            (Write::Channel(record), Some(keep)) => Some(keep(record)),
+            _ => None,
+        };
         begun();
-        carry(self.carry_out(pen, plan, next, write)).await.map(Some)
+        carry(self.carry_out(pen, plan, next, write, kept)).await.map(Some)
     }
 
     /// Writes and applies.
@@ -87,17 +106,28 @@ impl Core {
         plan: Plan,
         next: Channel,
         write: Write,
+        kept: Option<AnswerRecord>,
     ) -> impl Future<Output = Result<ChannelRecord, StoreError>> + Send + use<> {
         pen.writing = true;
         let core = Arc::clone(self);
         async move {
-            let written = core.store.write(vec![write]).await;
+            let mark = kept.as_ref().map(AnswerRecord::mark);
+            let writes = match kept {
+                Some(kept) => vec![write, Write::Answer(Box::new(kept))],
+                None => vec![write],
+            };
+            let written = core.store.write(writes).await;
             if let Err(error) = &written {
                 core.stop(&error.0);
             }
             let mut answers = Vec::new();
             let applied = core.book.with(&pen.id, |slot| match written {
-                Ok(()) => Ok(core.apply(slot, &plan, &next, &mut answers)),
+                Ok(()) => {
+                    if let Some(mark) = mark {
+                        core.answers.put(mark);
+                    }
+                    Ok(core.apply(slot, &plan, &next, &mut answers))
+                }
                 Err(error) => {
                     core.undo(slot, &plan, &mut answers);
                     Err(error)

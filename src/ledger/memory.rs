@@ -10,7 +10,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::store::{BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write};
+use super::store::{
+    Answer as KeptAnswer, AnswerRecord, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store,
+    StoreError, Write,
+};
 use crate::x402::Key;
 
 /// What goes wrong at a write.
@@ -49,6 +52,7 @@ struct Durable {
     channels: HashMap<Key, ChannelRecord>,
     batches: BTreeMap<u64, BatchRecord>,
     metered: HashMap<Key, MeteredRecord>,
+    answers: BTreeMap<u64, AnswerRecord>,
 }
 
 impl Durable {
@@ -60,6 +64,8 @@ impl Durable {
                 Write::Batch(batch) => drop(self.batches.insert(batch.id, *batch)),
                 Write::Metered(metered) => drop(self.metered.insert(metered.terms.id, *metered)),
                 Write::ForgetMetered(id) => drop(self.metered.remove(&id)),
+                Write::Answer(answer) => drop(self.answers.insert(answer.place, *answer)),
+                Write::ForgetAnswers(places) => self.answers.retain(|place, _| !places.contains(place)),
             }
         }
     }
@@ -121,6 +127,12 @@ impl MemoryStore {
         self.state.lock().durable.channels.get(id).cloned()
     }
 
+    /// The answers as they would be found after a crash now, oldest first.
+    #[must_use]
+    pub fn durable_answers(&self) -> Vec<AnswerRecord> {
+        self.state.lock().durable.answers.values().cloned().collect()
+    }
+
     /// Takes a write up: `Ok(None)` is durable, a receiver waits, `Err(None)` is never answered.
     #[allow(clippy::type_complexity, reason = "said in the line above, used once below")]
     fn take(
@@ -165,6 +177,7 @@ impl Store for MemoryStore {
             channels: durable.channels.into_values().collect(),
             batches: durable.batches.into_values().filter(|batch| batch.state == BatchState::Signed).collect(),
             metered: durable.metered.into_values().collect(),
+            answers: durable.answers.values().map(AnswerRecord::mark).collect(),
         })
     }
 
@@ -182,5 +195,9 @@ impl Store for MemoryStore {
 
     async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
         Ok(self.state.lock().durable.batches.values().rev().take(limit).cloned().collect())
+    }
+
+    async fn answer(&self, place: u64) -> Result<Option<KeptAnswer>, StoreError> {
+        Ok(self.state.lock().durable.answers.get(&place).map(|record| record.answer.clone()))
     }
 }

@@ -1,6 +1,7 @@
 //! The embedded store: one SQLite file, one writer thread, one disk flush for all who write at once.
 //!
-//! Owns the file, its lock and its thread; the tables are `sqlite/tables.rs`. The file is in write-ahead mode with
+//! Owns the file, its lock and its thread; the tables are `sqlite/tables.rs`, and kept answers are read beside the writer by
+//! `sqlite/reader.rs`. The file is in write-ahead mode with
 //! `synchronous=FULL`, so a write that was answered is on the disk. All writes that have come in while the disk was busy
 //! go into one transaction and are answered together, so writers do not pay for a flush each; nothing is delayed to wait
 //! for company (measured in `docs/decisions/0003`).
@@ -8,6 +9,7 @@
 //! Refuses: a file that another process has open, one that a newer Turnpike has written, one that is not a ledger, and,
 //! from the first failed write on, every other write: what is on the disk then is for a restart to find out.
 
+mod reader;
 mod tables;
 
 use std::collections::HashMap;
@@ -22,8 +24,9 @@ use async_trait::async_trait;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use self::reader::Reader;
 use super::channel::Seller;
-use super::store::{BatchRecord, ChannelRecord, Snapshot, Store, StoreError, TakeChannel, Write};
+use super::store::{Answer, BatchRecord, ChannelRecord, Snapshot, Store, StoreError, TakeChannel, Write};
 use crate::telemetry::Telemetry;
 
 /// Channels that a load hands over at a time.
@@ -61,6 +64,7 @@ impl Default for Settings {
 /// A ledger's file. Closed when dropped.
 #[derive(Debug)]
 pub struct SqliteStore {
+    reader: Option<Reader>,
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     path: PathBuf,
@@ -84,6 +88,7 @@ impl SqliteStore {
         let lock = lock(path)?;
         create(path)?;
         let connection = connect(path, &settings).map_err(|why| at(path, &why))?;
+        let reader = Some(Reader::open(path)?);
         let (jobs, queue) = mpsc::channel(settings.writes_waiting_max.max(1));
         let writer = Writer { connection, sellers: Sellers::default(), settings, path: path.to_owned(), failed: None };
         let thread = std::thread::Builder::new()
@@ -94,7 +99,7 @@ impl SqliteStore {
                 drop(lock);
             })
             .map_err(|error| StoreError(format!("no thread for the ledger's writer: {error}")))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), path: path.to_owned() })
+        Ok(Self { reader, jobs: Some(jobs), thread: Some(thread), path: path.to_owned() })
     }
 
     async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
@@ -106,6 +111,8 @@ impl SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
+        // First, so that nobody else has the file when its log is folded.
+        drop(self.reader.take());
         // Without a sender the writer finishes what waits, folds its log and ends.
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take()
@@ -151,6 +158,13 @@ impl Store for SqliteStore {
     async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
         let (answer, outcome) = oneshot::channel();
         self.ask(Job::Batches(limit, answer), outcome).await
+    }
+
+    async fn answer(&self, place: u64) -> Result<Option<Answer>, StoreError> {
+        match &self.reader {
+            Some(reader) => reader.answer(place).await,
+            None => Ok(None),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! memory that can be told to fail or to forget what was not yet durable.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::channel::{Channel, OnChain, Terms, Voucher};
 use crate::amount::Amount;
@@ -137,6 +138,66 @@ pub struct MeteredRecord {
     pub close: Option<(Signature, u64)>,
 }
 
+/// What an answer is kept by, in digests: nothing of a client is kept twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerId {
+    /// The client's own name for its request.
+    pub key: [u8; 32],
+    /// All that must be the same for the answer to be given again.
+    pub fingerprint: [u8; 32],
+}
+
+/// An answer as it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Header lines as on the wire of HTTP/1.1.
+    pub head: Bytes,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+/// An answer as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnswerRecord {
+    /// Counts up; names the record.
+    pub place: u64,
+    /// What it is found by.
+    pub id: AnswerId,
+    /// When it was kept; its age ends it.
+    pub kept_at: UnixMillis,
+    /// The answer.
+    pub answer: Answer,
+}
+
+impl AnswerRecord {
+    /// What of it is held in memory.
+    #[must_use]
+    pub fn mark(&self) -> AnswerMark {
+        let bytes = self.answer.head.len().saturating_add(self.answer.body.len());
+        AnswerMark {
+            place: self.place,
+            id: self.id,
+            kept_at: self.kept_at,
+            bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// A kept answer without itself: what the index holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerMark {
+    /// Where it is.
+    pub place: u64,
+    /// What it is found by.
+    pub id: AnswerId,
+    /// When it was kept.
+    pub kept_at: UnixMillis,
+    /// The size of its head and body.
+    pub bytes: u64,
+}
+
 /// One thing to make durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -150,6 +211,10 @@ pub enum Write {
     Metered(Box<MeteredRecord>),
     /// Forgets a metered request's channel that is closed.
     ForgetMetered(Key),
+    /// Keeps an answer.
+    Answer(Box<AnswerRecord>),
+    /// Forgets answers by their places.
+    ForgetAnswers(Vec<u64>),
 }
 
 /// Why something is not durable. The text says what to do.
@@ -168,6 +233,8 @@ pub struct Snapshot {
     pub metered: Vec<MeteredRecord>,
     /// The greatest batch id ever used.
     pub last_batch: u64,
+    /// The kept answers, oldest place first.
+    pub answers: Vec<AnswerMark>,
 }
 
 /// Takes the channels that a store loads.
@@ -192,4 +259,9 @@ pub trait Store: Send + Sync {
     async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError>;
     /// The newest batches, newest first, for people and reconciliation.
     async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError>;
+    /// A kept answer; `None` where it is not there. Does not wait for writes and does not hold them up. A store that
+    /// keeps none says `None`: then a client that asks for a lost answer is served like any other.
+    async fn answer(&self, _place: u64) -> Result<Option<Answer>, StoreError> {
+        Ok(None)
+    }
 }

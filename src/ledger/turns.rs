@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use super::answers::Answers;
 use super::book::{Book, Closing, Held, Slot};
 use super::changes::Pen;
 use super::channel::{Bid, Channel, Denied, Seller};
@@ -34,6 +35,7 @@ pub(super) struct Core {
     pub(super) book: Book,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) answers: Answers,
     limits: Limits,
     stopped: OnceLock<String>,
     tickets: AtomicU64,
@@ -79,6 +81,7 @@ impl Core {
             book: Book::new(limits.clone()),
             store,
             clock,
+            answers: Answers::new(limits.answers),
             limits,
             stopped: OnceLock::new(),
             tickets: AtomicU64::new(1),

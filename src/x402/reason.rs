@@ -129,6 +129,10 @@ reasons! {
     ExposureLimit = "exposure_limit",
     /// Too many requests of this channel wait already, or this one waited too long.
     ChannelBusy = "channel_busy",
+    /// The payment's id came before, with another payment or for another request.
+    PaymentIdentifierConflict = "payment_identifier_conflict",
+    /// The request with this payment's id is still being served.
+    PaymentInProcess = "payment_in_process",
     /// The chain cannot be reached, and what is known of the channel is too old to go by.
     ChainUnavailable = "chain_unavailable",
 }

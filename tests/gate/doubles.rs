@@ -3,9 +3,9 @@
 //! The facilitator double keeps channels in a map, believes every transaction it can decode, and can be told to fail. The
 //! store double keeps nothing but what a restart needs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,8 +23,11 @@ use turnpike::facilitator::{
 };
 use turnpike::gate::route::{Offer, Pricing, Route};
 use turnpike::gate::{Gate, Options, Retry};
+use turnpike::ledger::answers::AnswerLimits;
 use turnpike::ledger::channel::{OnChain, Seller, Terms};
-use turnpike::ledger::store::{BatchRecord, MeteredRecord, Snapshot, Store, StoreError, Write};
+use turnpike::ledger::store::{
+    Answer, AnswerRecord, BatchRecord, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write,
+};
 use turnpike::ledger::{Ledger, Limits};
 use turnpike::scheme::svm::program::{self, Call, ChannelStatus, voucher_message};
 use turnpike::scheme::svm::transaction::Transaction;
@@ -97,25 +100,38 @@ pub fn metered() -> Arc<Route> {
 #[derive(Default)]
 pub struct MemoryStore {
     pub metered: Mutex<HashMap<Key, MeteredRecord>>,
+    pub channels: Mutex<HashMap<Key, ChannelRecord>>,
+    pub answers: Mutex<BTreeMap<u64, AnswerRecord>>,
     pub failing: Mutex<bool>,
+    /// Writes wait for it, where somebody holds it.
+    pub disk: tokio::sync::Mutex<()>,
+    /// How many writes were asked for.
+    pub writes: AtomicUsize,
 }
 
 #[async_trait]
 impl Store for MemoryStore {
     async fn load(&self) -> Result<Snapshot, StoreError> {
         let metered = self.metered.lock().values().cloned().collect();
-        Ok(Snapshot { metered, ..Snapshot::default() })
+        let channels = self.channels.lock().values().cloned().collect();
+        let answers = self.answers.lock().values().map(AnswerRecord::mark).collect();
+        Ok(Snapshot { metered, channels, answers, ..Snapshot::default() })
     }
 
     async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
         if *self.failing.lock() {
             return Err(StoreError("disk full".to_owned()));
         }
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        drop(self.disk.lock().await);
         for write in writes {
             match write {
                 Write::Metered(record) => _ = self.metered.lock().insert(record.terms.id, *record),
                 Write::ForgetMetered(id) => _ = self.metered.lock().remove(&id),
-                Write::Channel(_) | Write::ForgetChannel(_) | Write::Batch(_) => {}
+                Write::Channel(record) => _ = self.channels.lock().insert(record.terms.id, *record),
+                Write::Answer(record) => _ = self.answers.lock().insert(record.place, *record),
+                Write::ForgetAnswers(places) => self.answers.lock().retain(|place, _| !places.contains(place)),
+                Write::ForgetChannel(_) | Write::Batch(_) => {}
             }
         }
         Ok(())
@@ -123,6 +139,10 @@ impl Store for MemoryStore {
 
     async fn batches(&self, _limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn answer(&self, place: u64) -> Result<Option<Answer>, StoreError> {
+        Ok(self.answers.lock().get(&place).map(|record| record.answer.clone()))
     }
 }
 
@@ -277,6 +297,11 @@ impl House {
 
     /// With options of its own, but for how often it tries again.
     pub async fn with(store: Arc<MemoryStore>, options: Options) -> Self {
+        Self::keeping(store, options, Some(AnswerLimits::default())).await
+    }
+
+    /// The same, with limits of its own for kept answers.
+    pub async fn keeping(store: Arc<MemoryStore>, options: Options, answers: Option<AnswerLimits>) -> Self {
         let clock = Arc::new(ManualClock::new(START));
         let limits = Limits {
             exposure_max: None,
@@ -286,6 +311,7 @@ impl House {
             wait_max: Duration::from_millis(200),
             gap_wait_max: Duration::from_millis(20),
             reservation_max: Duration::from_secs(60),
+            answers,
         };
         let ledger = Ledger::open(Arc::clone(&store) as _, Arc::clone(&clock) as _, limits).await.unwrap();
         let facilitator = Arc::new(FakeFacilitator::new(Arc::clone(&clock)));
@@ -382,6 +408,12 @@ impl Client {
         transaction.set_signature(&self.terms.payer, signature).unwrap();
         STANDARD.encode(transaction.encode())
     }
+}
+
+/// The same with an id (extension `payment-identifier`).
+pub fn identified(accepted: &PaymentRequirements, payload: &Value, id: &Value) -> Vec<u8> {
+    let extensions = json!({ "payment-identifier": { "info": { "required": false, "id": id } } });
+    encode(&json!({ "x402Version": 2, "accepted": accepted, "payload": payload, "extensions": extensions }))
 }
 
 /// A payment header over the offer that a challenge made.

@@ -8,5 +8,6 @@ mod deposits;
 mod doubles;
 mod metered;
 mod refunds;
+mod replay;
 mod unpaid;
 mod upstream;

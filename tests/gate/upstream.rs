@@ -1,12 +1,16 @@
 //! Requests through the layer to an upstream that does as it is told.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -34,6 +38,62 @@ pub enum Behaviour {
     /// Never answers.
     Hangs,
     Panics,
+    /// Answers once it is let.
+    Waits(Arc<tokio::sync::Semaphore>),
+    /// Answers with these headers and with a body in these pieces, of a size that nobody knows.
+    Streams(Vec<(&'static str, &'static str)>, Vec<Piece>),
+}
+
+/// A piece of a streamed body.
+#[derive(Clone, Copy)]
+pub enum Piece {
+    Bytes(&'static [u8]),
+    Pause(Duration),
+    Trailers,
+    Break,
+}
+
+/// A body in pieces, or one of a known size.
+pub struct Pieces {
+    left: std::collections::VecDeque<Piece>,
+    known: bool,
+    pause: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Pieces {
+    fn whole(bytes: &'static [u8]) -> Self {
+        Self { left: [Piece::Bytes(bytes)].into(), known: true, pause: None }
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(pause) = &mut self.pause {
+            std::task::ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        match self.left.pop_front() {
+            None => Poll::Ready(None),
+            Some(Piece::Bytes(bytes)) => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(bytes))))),
+            Some(Piece::Trailers) => Poll::Ready(Some(Ok(Frame::trailers(HeaderMap::new())))),
+            Some(Piece::Break) => Poll::Ready(Some(Err(BoxError::from("the upstream is gone")))),
+            Some(Piece::Pause(time)) => {
+                self.pause = Some(Box::pin(tokio::time::sleep(time)));
+                self.poll_frame(context)
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (self.known, self.left.front()) {
+            (true, Some(Piece::Bytes(bytes))) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap()),
+            (true, _) => SizeHint::with_exact(0),
+            (false, _) => SizeHint::default(),
+        }
+    }
 }
 
 pub const BODY: &[u8] = b"\x00\xffquote\r\n";
@@ -115,7 +175,7 @@ impl Site {
     /// Sends any request; its body must be a success to read.
     pub async fn send<B>(&self, request: Request<B>) -> Result<Answer, BoxError>
     where
-        B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let (behaviour, seen) = (Arc::clone(&self.behaviour), Arc::clone(&self.seen));
         let upstream = service_fn(move |request: Request<B>| {
@@ -127,7 +187,7 @@ impl Site {
                 seen.lock().push(Seen { headers: parts.headers, paid, body });
                 match behaviour {
                     Behaviour::Answers(status, headers) => {
-                        let mut response = Response::new(Full::new(Bytes::from_static(BODY)));
+                        let mut response = Response::new(Pieces::whole(BODY));
                         *response.status_mut() = status;
                         for (name, value) in headers {
                             response.headers_mut().append(name, value.parse().unwrap());
@@ -137,13 +197,25 @@ impl Site {
                     Behaviour::Fails => Err(BoxError::from("connection reset")),
                     Behaviour::Hangs => std::future::pending().await,
                     Behaviour::Panics => panic!("the upstream's own panic"),
+                    Behaviour::Waits(let_go) => {
+                        let_go.acquire().await?.forget();
+                        Ok(Response::new(Pieces::whole(BODY)))
+                    }
+                    Behaviour::Streams(headers, pieces) => {
+                        let body = Pieces { left: pieces.into(), known: false, pause: None };
+                        let mut response = Response::new(body);
+                        for (name, value) in headers {
+                            response.headers_mut().append(name, value.parse().unwrap());
+                        }
+                        Ok(response)
+                    }
                 }
             }
         });
         let response = self.layer.layer(upstream).oneshot(request).await?;
         let (mut parts, body) = response.into_parts();
         let verdict = parts.extensions.remove().expect("every answer has a verdict");
-        let body = body.collect().await.unwrap_or_else(|never| match never {}).to_bytes();
+        let body = body.collect().await?.to_bytes();
         Ok(Answer { status: parts.status, headers: parts.headers, body, verdict })
     }
 

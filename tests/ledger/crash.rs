@@ -2,7 +2,9 @@
 
 use parking_lot::Mutex;
 use tokio::time::timeout;
-use turnpike::ledger::store::{BatchKind, BatchRecord, BatchState, MeteredRecord};
+use turnpike::ledger::store::{
+    Answer, AnswerId, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Write,
+};
 use turnpike::x402::key::Signature;
 
 use super::*;
@@ -11,6 +13,8 @@ use super::*;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {
     Charged(u64, u64),
+    /// The same, with an answer.
+    Answered(u64, u64),
     Claimed(u64, u64),
     Closed(u64),
     Batch(u64, BatchState),
@@ -33,6 +37,30 @@ fn batch(id: u64, state: BatchState) -> BatchRecord {
 
 fn metered(number: u64) -> MeteredRecord {
     MeteredRecord { terms: terms(number), deposit: 5u64.into(), expires_at: 4, charge: None, close: None }
+}
+
+fn answer_id(total: u64) -> AnswerId {
+    AnswerId { key: key(20, total).0, fingerprint: key(21, total).0 }
+}
+
+/// Charges 10 with an answer that says which total it is for.
+async fn pay_for_answer(ledger: &Arc<Ledger>, number: u64, total: u64) {
+    let make = |channel: &ChannelRecord| Answer {
+        status: 200,
+        head: "a: b\r\n".into(),
+        body: channel.charged.to_string().into(),
+    };
+    let held = ledger.reserve(entry(number, total, 10)).await.unwrap();
+    held.commit_with_answer(None, answer_id(total), make).await.unwrap();
+}
+
+/// Whether the answer for a total is there; if it is, it is the right one.
+async fn has_answer(ledger: &Ledger, total: u64) -> bool {
+    let Some(mark) = ledger.find_answer(&answer_id(total).key) else { return false };
+    assert_eq!(mark.id, answer_id(total));
+    let answer = ledger.read_answer(&mark).await.unwrap().unwrap();
+    assert_eq!((answer.status, answer.body), (200, total.to_string().into()), "made from the channel as it is then");
+    true
 }
 
 /// A little of everything that writes, one after the other.
@@ -66,6 +94,10 @@ async fn life(ledger: Arc<Ledger>, told: Arc<Mutex<Vec<Told>>>) {
     tell(Told::Closed(2));
     pay(&ledger, 1, 40, 10).await;
     tell(Told::Charged(1, 40));
+    for total in [50, 60] {
+        pay_for_answer(&ledger, 1, total).await;
+        tell(Told::Answered(1, total));
+    }
 }
 
 fn holds(ledger: &Ledger, told: &[Told]) {
@@ -73,7 +105,9 @@ fn holds(ledger: &Ledger, told: &[Told]) {
         told.iter().rev().find_map(|t| if let Told::Batch(id, state) = t { Some((*id, state)) } else { None });
     for what in told {
         match what {
-            Told::Charged(number, total) => assert!(charged(ledger, *number) >= *total, "{what:?} was forgotten"),
+            Told::Charged(number, total) | Told::Answered(number, total) => {
+                assert!(charged(ledger, *number) >= *total, "{what:?} was forgotten")
+            }
             Told::Claimed(number, total) => {
                 let channel = ledger.channel(&terms(*number).id).unwrap();
                 assert!(channel.on_chain.claimed >= Amount::from(*total) && channel.exposure() < channel.charged);
@@ -117,13 +151,20 @@ async fn at_every_write_boundary() {
                 [1, 2].iter().filter_map(|n| after.channel(&terms(*n).id)).map(|c| c.charged.to_u64().unwrap()).sum();
             let acknowledged = |number| {
                 told.iter()
-                    .filter_map(|t| if let Told::Charged(n, c) = t { (*n == number).then_some(*c) } else { None })
+                    .filter_map(|t| match t {
+                        Told::Charged(n, c) | Told::Answered(n, c) => (*n == number).then_some(*c),
+                        _ => None,
+                    })
                     .max()
             };
             let acknowledged: u64 = [1, 2].into_iter().filter_map(acknowledged).sum();
             assert!(total - acknowledged <= 10, "at most the charge in doubt: {total} after {acknowledged}");
             if fault == Fault::CrashBefore {
                 assert_eq!(total, acknowledged);
+            }
+            for total in [50, 60] {
+                let charged = after.channel(&terms(1).id).is_some_and(|channel| channel.charged >= total.into());
+                assert_eq!(has_answer(&after, total).await, charged, "{total}: a charge and its answer, or neither");
             }
             after.health().unwrap();
         }
@@ -137,7 +178,7 @@ async fn a_store_that_holds_what_cannot_be_is_refused() {
     let mut record = store.durable_channel(&terms(1).id).unwrap();
     record.charged = 11u64.into();
     let store = MemoryStore::new();
-    store.write(vec![turnpike::ledger::store::Write::Channel(Box::new(record))]).await.unwrap();
+    store.write(vec![Write::Channel(Box::new(record))]).await.unwrap();
     let opened = Ledger::open(Arc::new(store), Arc::new(ManualClock::default()), limits()).await;
     assert!(opened.unwrap_err().to_string().contains("restore a backup"));
 }
@@ -154,4 +195,32 @@ async fn restored_channels_share_their_seller() {
     assert_eq!(sellers.len(), 2);
     assert!(Arc::ptr_eq(&sellers[0], &sellers[1]));
     assert_eq!((after.exposure().total, after.counts()), (Amount::new(20), (2, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_its_charge_is_never_found() {
+    let (ledger, store) = ledger().await;
+    let held = ledger.reserve(entry(1, 10, 10)).await.unwrap();
+    store.fault_at(1, Fault::Fail);
+    let make = |_: &ChannelRecord| Answer { status: 200, head: "".into(), body: "".into() };
+    held.commit_with_answer(None, answer_id(10), make).await.unwrap_err();
+    assert!(!has_answer(&ledger, 10).await);
+    assert!(store.durable_answers().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_caller_has_gone_is_kept() {
+    let (ledger, store) = ledger().await;
+    store.hold();
+    {
+        let mut gone = std::pin::pin!(pay_for_answer(&ledger, 1, 10));
+        assert!(once(&mut gone).await.is_none());
+    }
+    assert!(!has_answer(&ledger, 10).await, "not before it is durable");
+    tokio::task::yield_now().await;
+    store.flush();
+    while !has_answer(&ledger, 10).await {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(charged(&ledger, 1), 10);
 }

@@ -565,6 +565,7 @@ impl Store for TestStore {
             channels: kept.channels.values().cloned().collect(),
             batches: open.cloned().collect(),
             metered: Vec::new(),
+            answers: Vec::new(),
             last_batch: kept.batches.iter().map(|batch| batch.id).max().unwrap_or(0),
         })
     }
@@ -580,7 +581,7 @@ impl Store for TestStore {
                         Some(known) => *known = *batch,
                         None => kept.batches.push(*batch),
                     },
-                    Write::Metered(_) | Write::ForgetMetered(_) => {}
+                    Write::Metered(_) | Write::ForgetMetered(_) | Write::Answer(_) | Write::ForgetAnswers(_) => {}
                 }
             }
         }
@@ -768,6 +769,7 @@ async fn open(store: &Arc<TestStore>, clock: &Arc<ManualClock>) -> Arc<Ledger> {
         wait_max: Duration::from_secs(1),
         gap_wait_max: Duration::from_secs(1),
         reservation_max: Duration::from_secs(60),
+        answers: None,
     };
     Ledger::open(Arc::<TestStore>::clone(store), Arc::<ManualClock>::clone(clock), limits).await.unwrap()
 }

@@ -13,7 +13,10 @@ use super::Sellers;
 use crate::amount::{Amount, Asset};
 use crate::clock::UnixMillis;
 use crate::ledger::channel::{OnChain, Seller, Terms, Voucher};
-use crate::ledger::store::{BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Write};
+use crate::ledger::store::{
+    Answer, AnswerId, AnswerMark, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord,
+    Snapshot, Write,
+};
 use crate::scheme::svm::program::ChannelStatus;
 use crate::x402::Key;
 use crate::x402::key::Signature;
@@ -23,7 +26,10 @@ const APPLICATION_ID: i32 = 0x5470_6B65;
 
 /// How the tables came to be what they are. A step that was released is never changed; another is added. The file's
 /// `user_version` says how many it has.
-pub(super) const STEPS: &[&str] = &["
+pub(super) const STEPS: &[&str] = &[FIRST, ANSWERS];
+
+/// Channels, batches, metered requests.
+const FIRST: &str = "
 CREATE TABLE sellers (
     row INTEGER PRIMARY KEY,
     network TEXT NOT NULL,
@@ -83,7 +89,20 @@ CREATE TABLE metered (
     close_signature BLOB,
     close_height INTEGER
 ) STRICT, WITHOUT ROWID;
-"];
+";
+
+/// Kept answers. The body is last, so that reading the rest of a row does not read it.
+const ANSWERS: &str = "
+CREATE TABLE answers (
+    place INTEGER PRIMARY KEY NOT NULL,
+    key BLOB NOT NULL,
+    fingerprint BLOB NOT NULL,
+    kept_at INTEGER NOT NULL,
+    status INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+";
 
 /// Makes sure that the file is empty or a ledger, before anything is written to it.
 pub(super) fn recognize(connection: &Connection) -> Result<(), String> {
@@ -128,6 +147,10 @@ pub(super) fn write(connection: &Connection, sellers: &mut Sellers, write: &Writ
         Write::Batch(batch) => write_batch(connection, batch),
         Write::Metered(metered) => write_metered(connection, sellers, metered),
         Write::ForgetMetered(id) => run(connection, "DELETE FROM metered WHERE id = ?1", params![id.0]),
+        Write::Answer(record) => write_answer(connection, record),
+        Write::ForgetAnswers(places) => places
+            .iter()
+            .try_for_each(|place| run(connection, "DELETE FROM answers WHERE place = ?1", params![signed(*place)])),
     }
 }
 
@@ -223,6 +246,37 @@ fn write_metered(connection: &Connection, sellers: &mut Sellers, metered: &Meter
     )
 }
 
+fn write_answer(connection: &Connection, record: &AnswerRecord) -> rusqlite::Result<()> {
+    let AnswerRecord { place, id, kept_at, answer: Answer { status, head, body } } = record;
+    run(
+        connection,
+        "INSERT INTO answers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![signed(*place), id.key, id.fingerprint, kept_at.0, status, head.as_ref(), body.as_ref()],
+    )
+}
+
+/// Reads one kept answer.
+pub(super) fn answer(connection: &Connection, place: u64) -> Result<Option<Answer>, String> {
+    let read = |row: &Row<'_>| {
+        let (head, body): (Vec<u8>, Vec<u8>) = (row.get(1)?, row.get(2)?);
+        Ok(Answer { status: row.get(0)?, head: head.into(), body: body.into() })
+    };
+    let read = || {
+        let mut statement = connection.prepare_cached("SELECT status, head, body FROM answers WHERE place = ?1")?;
+        statement.query_row([signed(place)], read).optional()
+    };
+    read().map_err(|error: rusqlite::Error| format!("an answer cannot be read: {error}"))
+}
+
+fn mark(row: &Row<'_>) -> rusqlite::Result<AnswerMark> {
+    Ok(AnswerMark {
+        place: unsigned(row.get(0)?),
+        id: AnswerId { key: row.get(1)?, fingerprint: row.get(2)? },
+        kept_at: UnixMillis(row.get(3)?),
+        bytes: unsigned(row.get(4)?),
+    })
+}
+
 /// Reads everything that a restart needs; channels in handfuls of `size`, until `take` wants no more.
 pub(super) fn load(
     connection: &Connection,
@@ -249,11 +303,15 @@ pub(super) fn load(
     let mut statement = connection.prepare("SELECT * FROM metered").map_err(text)?;
     let metered = statement.query_map([], |row| metered(row, sellers)).map_err(text)?;
     let metered = metered.collect::<rusqlite::Result<_>>().map_err(text)?;
+    let mut statement = connection
+        .prepare("SELECT place, key, fingerprint, kept_at, length(head) + length(body) FROM answers ORDER BY place")
+        .map_err(text)?;
+    let answers = statement.query_map([], mark).map_err(text)?.collect::<rusqlite::Result<_>>().map_err(text)?;
     let last: Option<i64> = connection
         .query_row("SELECT id FROM batches ORDER BY id DESC LIMIT 1", [], |row| row.get(0))
         .optional()
         .map_err(text)?;
-    Ok(Snapshot { channels: Vec::new(), batches, metered, last_batch: last.map_or(0, unsigned) })
+    Ok(Snapshot { channels: Vec::new(), batches, metered, last_batch: last.map_or(0, unsigned), answers })
 }
 
 /// Reads the newest batches.
@@ -461,7 +519,8 @@ mod tests {
     use super::*;
 
     const WIDER: &[&str] = &[
-        STEPS[0],
+        FIRST,
+        ANSWERS,
         "ALTER TABLE channels ADD COLUMN note TEXT; UPDATE channels SET note = 'kept'",
         "CREATE TABLE more (a); SELECT * FROM nowhere",
     ];
@@ -482,11 +541,11 @@ mod tests {
             )
             .unwrap();
         migrate(&mut connection, STEPS).unwrap();
-        migrate(&mut connection, &WIDER[..2]).unwrap();
+        migrate(&mut connection, &WIDER[..3]).unwrap();
         assert_eq!(number(&connection, "SELECT count(*) FROM channels WHERE note = 'kept'"), 1);
-        assert_eq!(number(&connection, "PRAGMA user_version"), 2);
+        assert_eq!(number(&connection, "PRAGMA user_version"), 3);
         assert!(migrate(&mut connection, WIDER).unwrap_err().contains("nowhere"));
-        assert_eq!(number(&connection, "PRAGMA user_version"), 2);
+        assert_eq!(number(&connection, "PRAGMA user_version"), 3);
         assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name = 'more'"), 0);
         assert!(migrate(&mut connection, STEPS).unwrap_err().contains("newer Turnpike"));
         recognize(&connection).unwrap();
