@@ -313,6 +313,34 @@ impl Client {
         Ok(Paid { response, settlement: Some(settlement), charged })
     }
 
+    /// Signs the payments of the next `calls` calls without sending them: values of `PAYMENT-SIGNATURE`, to be sent in this
+    /// order over any connection. The channel is open already and holds enough. They are taken to be charged from here on;
+    /// where one is not, the server's corrective answer to the next call says so.
+    ///
+    /// # Errors
+    /// [`ClientError::NoOffer`] where no channel is open, [`ClientError::TooExpensive`] where it does not hold enough; else
+    /// as [`Client::call`].
+    pub async fn sign_ahead(&self, request: &Request, calls: u64) -> Result<Vec<String>, ClientError> {
+        let required = payment_required(&self.http.send(request, None).await?)?;
+        let offer = Self::choose(&required)?;
+        let slot = Arc::clone(self.channels.lock().await.entry(SellerTerms::of(offer)?).or_default());
+        let mut slot = slot.lock().await;
+        let mut channel = slot.clone().ok_or_else(|| ClientError::NoOffer("no channel is open here".into()))?;
+        let mut headers = Vec::new();
+        for _ in 0..calls {
+            let total = channel.charged.checked_add(offer.amount).ok_or_else(|| overflow(&channel))?;
+            if total > channel.deposit {
+                let limit = channel.deposit;
+                return Err(ClientError::TooExpensive { what: "the sum of all calls", amount: total, limit });
+            }
+            channel = ClientChannel { charged: total, ..channel.promise(&self.key, total) };
+            let payload = BatchPayload::Voucher { channel_config: channel.config(), voucher: channel.voucher() };
+            headers.push(payment_header(&required, offer, json!(payload))?);
+        }
+        *slot = Some(channel);
+        Ok(headers)
+    }
+
     /// Asks the server to close the channel that pays for this resource and to return what is left.
     ///
     /// # Errors
