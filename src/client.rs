@@ -174,12 +174,18 @@ impl Client {
         })
     }
 
-    async fn pay(&self, request: &Request, required: &PaymentRequired) -> Result<Paid, ClientError> {
+    /// The same, where its price is within the owner's limit.
+    fn choose_affordable<'r>(&self, required: &'r PaymentRequired) -> Result<&'r PaymentRequirements, ClientError> {
         let offer = Self::choose(required)?;
         if offer.amount > self.spending.call_max {
             let (amount, limit) = (offer.amount, self.spending.call_max);
             return Err(ClientError::TooExpensive { what: "a price", amount, limit });
         }
+        Ok(offer)
+    }
+
+    async fn pay(&self, request: &Request, required: &PaymentRequired) -> Result<Paid, ClientError> {
+        let offer = self.choose_affordable(required)?;
         let seller = SellerTerms::of(offer)?;
         if offer.scheme == "upto" {
             return self.pay_metered(request, required, offer, &seller).await;
@@ -313,20 +319,29 @@ impl Client {
         Ok(Paid { response, settlement: Some(settlement), charged })
     }
 
-    /// Signs the payments of the next `calls` calls without sending them: values of `PAYMENT-SIGNATURE`, to be sent in this
-    /// order over any connection. The channel is open already and holds enough. They are taken to be charged from here on;
-    /// where one is not, the server's corrective answer to the next call says so.
+    /// Signs the payments of the next `calls` calls without sending them: values of `PAYMENT-SIGNATURE`, over any
+    /// connection. Those of scheme `batch-settlement` are to be sent in this order, from a channel that is open and holds
+    /// enough. They are taken to be charged from here on; where one is not, the server's corrective answer to the next call
+    /// says so. Those of scheme `upto` open a channel each and soon expire.
     ///
     /// # Errors
     /// [`ClientError::NoOffer`] where no channel is open, [`ClientError::TooExpensive`] where it does not hold enough; else
     /// as [`Client::call`].
-    pub async fn sign_ahead(&self, request: &Request, calls: u64) -> Result<Vec<String>, ClientError> {
+    pub async fn sign_ahead(&self, request: &Request, calls: usize) -> Result<Vec<String>, ClientError> {
         let required = payment_required(&self.http.send(request, None).await?)?;
-        let offer = Self::choose(&required)?;
-        let slot = Arc::clone(self.channels.lock().await.entry(SellerTerms::of(offer)?).or_default());
+        let offer = self.choose_affordable(&required)?;
+        let seller = SellerTerms::of(offer)?;
+        let mut headers = Vec::new();
+        if offer.scheme == "upto" {
+            for _ in 0..calls {
+                let (payload, _) = channel::open_metered(&self.key, self.chain.as_ref(), &seller, offer).await?;
+                headers.push(payment_header(&required, offer, json!(payload))?);
+            }
+            return Ok(headers);
+        }
+        let slot = Arc::clone(self.channels.lock().await.entry(seller).or_default());
         let mut slot = slot.lock().await;
         let mut channel = slot.clone().ok_or_else(|| ClientError::NoOffer("no channel is open here".into()))?;
-        let mut headers = Vec::new();
         for _ in 0..calls {
             let total = channel.charged.checked_add(offer.amount).ok_or_else(|| overflow(&channel))?;
             if total > channel.deposit {

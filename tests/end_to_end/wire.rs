@@ -52,7 +52,7 @@ impl Raw {
 }
 
 /// A turnpike in front of `upstream`, and payments for the next calls from a channel that one call has opened.
-async fn paid(directory: &std::path::Path, upstream: &str, calls: u64) -> (Turnpike, Client, Vec<String>) {
+async fn paid(directory: &std::path::Path, upstream: &str, calls: usize) -> (Turnpike, Client, Vec<String>) {
     let turnpike = Turnpike::serve(directory, &sells(upstream));
     let payer = client(turnpike.rpc_url.as_ref().unwrap(), 1, 5_000_000, 1_000_000).await;
     let request = Request::get(turnpike.url("/file.txt"));
