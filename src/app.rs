@@ -6,19 +6,18 @@
 //! deadline cuts this short: what was promised is in the store.
 
 mod observe;
+mod running;
 mod service;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tower::Layer;
 
-use self::service::{Inner, Metrics, Outer, Table};
+pub use self::running::Running;
+use self::service::Table;
 use crate::admin::{Admin, Part};
 use crate::amount::Amount;
 use crate::chain::Chain;
@@ -29,14 +28,14 @@ use crate::config::{Config, NetworkConfig, ReplayConfig};
 use crate::facilitator::Facilitator;
 use crate::facilitator::local::LocalFacilitator;
 use crate::gate::replay::Options as ReplayOptions;
-use crate::gate::{Gate, Options as GateOptions, route::RouteTable};
+use crate::gate::route::{Route, RouteTable};
+use crate::gate::{Gate, Options as GateOptions};
 use crate::layer::{Cors, LayerOptions, TurnpikeLayer};
 use crate::ledger::answers::AnswerLimits;
 use crate::ledger::channel::Seller;
 use crate::ledger::sqlite::{self, SqliteStore};
 use crate::ledger::{Ledger, Limits};
 use crate::policy::Policy;
-use crate::proxy::{self, Endpoint, Listen, Listener, Serving, Settings, UpstreamSettings, Upstreams, drain};
 use crate::scheme::svm::treasury_owner;
 use crate::settlement::{self, Filter, Settlement};
 use crate::signer::Signer;
@@ -80,17 +79,16 @@ struct Account {
     settlement: Arc<Settlement>,
 }
 
-/// A running Turnpike.
-pub struct Running {
-    address: SocketAddr,
+/// Everything that is paid and settled with, without the proxy: for an application that puts the layer around itself.
+/// What a configuration says of upstreams, clients' connections and TLS is not used here.
+pub struct Merchant {
     admin_address: SocketAddr,
     telemetry: Arc<Telemetry>,
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
+    layer: TurnpikeLayer,
     accounts: Arc<Vec<Account>>,
     sandbox: Option<Sandbox>,
-    serving: Serving,
-    drain: drain::Signal,
     drain_within: Duration,
     stop: watch::Sender<bool>,
     loops: Vec<tokio::task::JoinHandle<()>>,
@@ -98,18 +96,18 @@ pub struct Running {
     _temporary: Option<TemporaryStore>,
 }
 
-impl Running {
-    /// Starts everything that `config` names.
+impl Merchant {
+    /// Starts everything that `config` names, but for what listens to clients.
     ///
     /// # Errors
     /// [`StartError`] names the part that cannot start.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
         let telemetry = Telemetry::new().start("metrics")?;
         telemetry.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let sandbox = start_sandbox(&config).await?;
+        let sandbox = start_sandbox(config).await?;
 
-        let (store_path, temporary) = store_path(&config)?;
+        let (store_path, temporary) = store_path(config)?;
         let store = Arc::new(
             SqliteStore::open(
                 &store_path,
@@ -117,12 +115,12 @@ impl Running {
             )
             .start("store")?,
         );
-        let ledger = Ledger::open(store, Arc::clone(&clock), limits(&config)).await.start("ledger")?;
+        let ledger = Ledger::open(store, Arc::clone(&clock), limits(config)).await.start("ledger")?;
 
         let mut accounts = Vec::new();
         let mut facilitators: Vec<(Network, Arc<dyn Facilitator>)> = Vec::new();
         for network in &config.networks {
-            let account = Account::start(network, &config, sandbox.as_ref(), &telemetry, &ledger, &clock).await?;
+            let account = Account::start(network, config, sandbox.as_ref(), &telemetry, &ledger, &clock).await?;
             let facilitator = LocalFacilitator::new(
                 Arc::clone(&account.chain),
                 Arc::clone(&account.signer),
@@ -138,27 +136,30 @@ impl Running {
             Arc::clone(&ledger),
             facilitators,
             clock,
-            GateOptions { replay: replay(&config), telemetry: Some(Arc::clone(&telemetry)), ..GateOptions::default() },
+            GateOptions { replay: replay(config), telemetry: Some(Arc::clone(&telemetry)), ..GateOptions::default() },
         );
         gate.recover();
+
+        let table = RouteTable::build(routes(config, &accounts), config.default).start("routes")?;
+        let options = LayerOptions {
+            public_url: config.public_url.as_ref().map(|url| url.to_string().into()),
+            cors: cors(config),
+        };
+        let layer = TurnpikeLayer::new(Arc::clone(&gate), Table(Arc::new(table)), options);
 
         let accounts = Arc::new(accounts);
         let (stop, stopping) = watch::channel(false);
         let loops = accounts.iter().map(|account| spawn_settlement(account, stopping.clone())).collect();
-        let (drain, draining) = drain::channel(config.timeouts.drain);
-        let (address, serving) = serve(&config, &accounts, &gate, &telemetry, &draining)?;
-        let admin = admin(&telemetry, &ledger, &accounts, &config);
+        let admin = admin(&telemetry, &ledger, &accounts, config);
         let admin_address = admin.listen(config.admin.listen, stopped(stopping)).await.start("admin.listen")?;
         Ok(Self {
-            address,
             admin_address,
             telemetry,
             ledger,
             gate,
+            layer,
             accounts,
             sandbox,
-            serving,
-            drain,
             drain_within: config.timeouts.drain,
             stop,
             loops,
@@ -166,10 +167,10 @@ impl Running {
         })
     }
 
-    /// Where clients connect.
+    /// The layer that is paid: what it wraps is sold by the configuration's routes.
     #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.address
+    pub fn layer(&self) -> TurnpikeLayer {
+        self.layer.clone()
     }
 
     /// Where operators connect.
@@ -207,11 +208,9 @@ impl Running {
         settle_all(&self.accounts).await
     }
 
-    /// Stops in order. Requests in flight are finished within `timeouts.drain`.
+    /// Stops in order, once no more requests come: what goes on behind answered ones is waited for, then settlement stops.
     pub async fn drain(self) {
         self.telemetry.draining.set(1);
-        self.drain.drain();
-        let report = self.serving.finished().await;
         if tokio::time::timeout(self.drain_within, self.gate.settled()).await.is_err() {
             tracing::warn!("closes of metered requests were still under way; they are taken up at the next start");
         }
@@ -221,8 +220,13 @@ impl Running {
                 tracing::warn!("a settlement batch was still under way; it is followed up at the next start");
             }
         }
-        tracing::info!(drained = report.drained, cut = report.cut, "drained");
     }
+}
+
+/// The configured routes, with who is paid by them.
+fn routes(config: &Config, accounts: &[Account]) -> Vec<Route> {
+    let sellers: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.seller)).collect();
+    config.routes.iter().map(|route| route.resolve(&sellers)).collect()
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
@@ -423,88 +427,12 @@ async fn warn_of_missing_funds(chain: &dyn Chain, seller: &Seller) {
     }
 }
 
-fn serve(
-    config: &Config,
-    accounts: &[Account],
-    gate: &Arc<Gate>,
-    telemetry: &Arc<Telemetry>,
-    draining: &drain::Watch,
-) -> Result<(SocketAddr, Serving), StartError> {
-    let sellers: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.seller)).collect();
-    let routes: Vec<_> = config.routes.iter().map(|route| route.resolve(&sellers)).collect();
-    let metrics = Metrics::new(Arc::clone(telemetry), &routes);
-    let table = RouteTable::build(routes, config.default).start("routes")?;
-    let options =
-        LayerOptions { public_url: config.public_url.as_ref().map(|url| url.to_string().into()), cors: cors(config) };
-    let layer = TurnpikeLayer::new(Arc::clone(gate), Table(Arc::new(table)), options);
-    let (default, named) = upstreams(config)?;
-    // Made once here, so that what is wrong is said at start; each thread makes its own, with its own connections.
-    Upstreams::new(&default, named.clone()).start("upstream")?;
-    let listener = Listener::bind(settings(config)?).start("listen")?;
-    let address = listener.addresses().first().copied().unwrap_or(config.listen);
-    let make = move || {
-        let upstreams = Upstreams::new(&default, named.clone());
-        // It was made once above with the same settings, and nothing else can fail.
-        let upstreams = upstreams.unwrap_or_else(|_| unreachable!("the upstreams were checked at start"));
-        let inner = Inner { inner: upstreams, metrics: Arc::clone(&metrics) };
-        Outer { inner: layer.layer(inner), metrics: Arc::clone(&metrics) }
-    };
-    let serving = listener.serve(make, draining).start("listen")?;
-    Ok((address, serving))
-}
-
 fn cors(config: &Config) -> Cors {
     match &config.cors {
         None => Cors::default(),
         Some(crate::config::CorsConfig::Any) => Cors::Any,
         Some(crate::config::CorsConfig::Origins(origins)) => Cors::Origins(origins.clone()),
     }
-}
-
-fn settings(config: &Config) -> Result<Settings, StartError> {
-    let tls = match &config.tls {
-        None => None,
-        Some(files) => {
-            let read =
-                |path: &std::path::Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-            let chain = read(&files.cert_file).start("tls.cert_file")?;
-            let key = read(&files.key_file).start("tls.key_file")?;
-            Some(proxy::tls::Identity::from_pem(&chain, &key).start("tls")?)
-        }
-    };
-    let mut settings = Settings::new(config.listen);
-    settings.listen = vec![Listen { address: config.listen, tls }];
-    settings.threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    settings.connections_max = config.limits.connections;
-    settings.limits.headers_bytes_max = config.limits.header_bytes;
-    settings.limits.body_bytes_max = Some(config.limits.body_bytes);
-    settings.timeouts.body_idle = config.timeouts.body_idle;
-    settings.timeouts.keep_alive_idle = config.timeouts.idle;
-    Ok(settings)
-}
-
-type Named = HashMap<Arc<str>, UpstreamSettings>;
-
-fn upstreams(config: &Config) -> Result<(UpstreamSettings, Named), StartError> {
-    let tls = Arc::new(proxy::tls::client_config(None).start("upstream")?);
-    let one = |urls: &[http::Uri]| -> Result<UpstreamSettings, StartError> {
-        let endpoints: Result<Vec<Endpoint>, _> = urls.iter().map(|url| url.to_string().parse()).collect();
-        let mut settings = UpstreamSettings::new(endpoints.start("upstream")?, Arc::clone(&tls));
-        settings.connect_timeout = config.timeouts.connect;
-        settings.response_timeout = config.timeouts.response_header;
-        settings.response_idle = config.timeouts.body_idle;
-        Ok(settings)
-    };
-    let mut named = Named::new();
-    for (name, urls) in &config.upstreams {
-        named.insert(Arc::clone(name), one(urls)?);
-    }
-    // Without a default, every route names its own and unlisted paths are refused: any of them stands in.
-    let default = match (config.upstream.as_slice(), named.values().next()) {
-        ([], Some(any)) => any.clone(),
-        (urls, _) => one(urls)?,
-    };
-    Ok((default, named))
 }
 
 fn admin(telemetry: &Arc<Telemetry>, ledger: &Arc<Ledger>, accounts: &Arc<Vec<Account>>, config: &Config) -> Admin {

@@ -184,12 +184,18 @@ impl Client {
         })
     }
 
-    async fn pay(&self, request: &Request, required: &PaymentRequired) -> Result<Paid, ClientError> {
+    /// The same, where its price is within the owner's limit.
+    fn choose_affordable<'r>(&self, required: &'r PaymentRequired) -> Result<&'r PaymentRequirements, ClientError> {
         let offer = Self::choose(required)?;
         if offer.amount > self.spending.call_max {
             let (amount, limit) = (offer.amount, self.spending.call_max);
             return Err(ClientError::TooExpensive { what: "a price", amount, limit });
         }
+        Ok(offer)
+    }
+
+    async fn pay(&self, request: &Request, required: &PaymentRequired) -> Result<Paid, ClientError> {
+        let offer = self.choose_affordable(required)?;
         let seller = SellerTerms::of(offer)?;
         if offer.scheme == "upto" {
             return self.pay_metered(request, required, offer, &seller).await;
@@ -386,6 +392,44 @@ impl Client {
             return Err(ClientError::Dishonest(format!("no transaction closed channel {channel}")));
         }
         Ok(Paid { response, settlement: Some(settlement), charged })
+    }
+
+    /// Signs the payments of the next `calls` calls without sending them: values of `PAYMENT-SIGNATURE`, over any
+    /// connection. Those of scheme `batch-settlement` are to be sent in this order, from a channel that is open and holds
+    /// enough. They are taken to be charged from here on; where one is not, the server's corrective answer to the next call
+    /// says so. Those of scheme `upto` open a channel each and soon expire.
+    ///
+    /// # Errors
+    /// [`ClientError::NoOffer`] where no channel is open, [`ClientError::TooExpensive`] where it does not hold enough; else
+    /// as [`Client::call`].
+    pub async fn sign_ahead(&self, request: &Request, calls: usize) -> Result<Vec<String>, ClientError> {
+        let required = payment_required(&self.http.send(request, None).await?)?;
+        let offer = self.choose_affordable(&required)?;
+        let seller = SellerTerms::of(offer)?;
+        let mut headers = Vec::new();
+        if offer.scheme == "upto" {
+            for _ in 0..calls {
+                let (payload, _) = channel::open_metered(&self.key, self.chain.as_ref(), &seller, offer).await?;
+                headers.push(payment_header(&required, offer, json!(payload))?);
+            }
+            return Ok(headers);
+        }
+        let books = Arc::clone(self.channels.lock().await.entry(seller).or_default());
+        let mut books = books.lock().await;
+        let channel = books.channel.clone();
+        let mut channel = channel.ok_or_else(|| ClientError::NoOffer("no channel is open here".into()))?;
+        for _ in 0..calls {
+            let total = channel.charged.checked_add(offer.amount).ok_or_else(|| overflow(&channel))?;
+            if total > channel.deposit {
+                let limit = channel.deposit;
+                return Err(ClientError::TooExpensive { what: "the sum of all calls", amount: total, limit });
+            }
+            channel = ClientChannel { charged: total, ..channel.promise(&self.key, total) };
+            let payload = BatchPayload::Voucher { channel_config: channel.config(), voucher: channel.voucher() };
+            headers.push(payment_header(&required, offer, json!(payload))?);
+        }
+        books.channel = Some(channel);
+        Ok(headers)
     }
 
     /// Asks the server to close the channel that pays for this resource and to return what is left.

@@ -114,6 +114,13 @@ fn the_minimal_file_means_what_it_says() {
     assert_eq!(config.routes[1].methods, [Method::POST]);
 }
 
+#[test]
+fn an_upstream_may_speak_http2_in_the_clear() {
+    let config =
+        parse(&MINIMAL.replace("http://127.0.0.1:3000", "[h2c://127.0.0.1:3000, 'h2c://[::1]:3001']")).unwrap();
+    assert_eq!(config.upstream, ["h2c://127.0.0.1:3000", "h2c://[::1]:3001"]);
+}
+
 fn amount(pricing: &RoutePricing) -> Option<Amount> {
     match pricing {
         RoutePricing::Free => None,

@@ -1,5 +1,5 @@
-//! The data plane with real sockets: an upstream of our own (and Python's and nginx's, where they are installed), the
-//! proxy, and clients. No payments here.
+//! The data plane with real sockets: an upstream of our own (and Python's, where it is installed), the proxy,
+//! and clients. No payments here.
 //!
 //! `proxy/localhost.pem` and its key are for these tests only; nothing else trusts them.
 

@@ -80,7 +80,7 @@ impl Stage {
     }
 
     fn balance(&self, owner: &Key) -> u64 {
-        self.running.sandbox().map_or(0, |sandbox| sandbox.chain().token_balance(owner))
+        self.running.merchant().sandbox().map_or(0, |sandbox| sandbox.chain().token_balance(owner))
     }
 
     fn note(&mut self, moment: &'static str) {
@@ -128,7 +128,7 @@ async fn show(args: &Args, output: &mut Output) -> Result<(), Failure> {
     stage.note("after the calls");
 
     say.heading("The merchant is paid");
-    let settled = stage.running.settle_now().await;
+    let settled = stage.running.merchant().settle_now().await;
     expect(settled.failures == 0, "settlement met failures")?;
     stage.note("after settlement");
     for line in &settled.lines {
@@ -161,10 +161,10 @@ async fn set_up(say: &mut Output) -> Result<Stage, Failure> {
     );
     let (config, _) = Config::parse(Path::new("demo.yaml"), &text, &|_| None).map_err(Failure::failed)?;
     let running = Running::start(config).await.map_err(Failure::failed)?;
-    let sandbox = running.sandbox().ok_or_else(|| Failure::failed("the demo's sandbox did not start"))?;
+    let sandbox = running.merchant().sandbox().ok_or_else(|| Failure::failed("the demo's sandbox did not start"))?;
     let client = Client::new(
         SigningKey::from_bytes(&seed()?),
-        running.chain().ok_or_else(|| Failure::failed("the demo has no chain"))?,
+        running.merchant().chain().ok_or_else(|| Failure::failed("the demo has no chain"))?,
         Spending {
             call_max: Amount::from(DEPOSIT),
             deposit: Amount::from(DEPOSIT),
@@ -175,7 +175,10 @@ async fn set_up(say: &mut Output) -> Result<Stage, Failure> {
     sandbox.chain().mint_to(&client.address(), FUNDS).map_err(Failure::failed)?;
     say.done(format_args!("a sample API listens on {api}"));
     say.done(format_args!("a sandbox chain answers Solana's JSON-RPC on {}", sandbox.rpc_url()));
-    say.done(format_args!("three key shares are made, two of them sign: group key {}", running.public_key()));
+    say.done(format_args!(
+        "three key shares are made, two of them sign: group key {}",
+        running.merchant().public_key()
+    ));
     say.done(format_args!("turnpike sells /v1/* for $0.001 a call on http://{}", running.address()));
     let mut stage = Stage { running, client, pay_to, channel: None, books: Vec::new() };
     stage.note("at the start");
@@ -189,7 +192,7 @@ fn finish(args: &Args, stage: &Stage, charged: Amount, output: &mut Output) -> R
         && u128::from(last.merchant) == charged.get()
         && u128::from(FUNDS.saturating_sub(last.payer)) == charged.get()
         && last.escrow == 0;
-    let admin = stage.running.admin_address();
+    let admin = stage.running.merchant().admin_address();
     if args.json {
         let rows: Vec<Value> = stage
             .books

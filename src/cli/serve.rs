@@ -39,8 +39,8 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
         let running = Running::start(config).await.map_err(Failure::failed)?;
         tracing::info!(
             listen = %running.address(),
-            admin = %running.admin_address(),
-            sandbox_rpc = running.sandbox().map(|sandbox| sandbox.rpc_url()),
+            admin = %running.merchant().admin_address(),
+            sandbox_rpc = running.merchant().sandbox().map(|sandbox| sandbox.rpc_url()),
             "turnpike is ready"
         );
         stop_signal().await?;

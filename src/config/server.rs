@@ -264,7 +264,7 @@ pub(super) fn upstream(value: &Value<'_, '_>) -> Option<Vec<Uri>> {
         return None;
     }
     let want = "a URL such as http://127.0.0.1:3000";
-    let urls: Vec<_> = items.iter().map(|item| item.parse(want, |text| value::url(text, UrlTail::None))).collect();
+    let urls: Vec<_> = items.iter().map(|item| item.parse(want, upstream_url)).collect();
     let urls = urls.into_iter().collect::<Option<Vec<_>>>()?;
     for (i, (url, item)) in urls.iter().zip(&items).enumerate() {
         if urls.iter().take(i).any(|other| other == url) {
@@ -273,6 +273,18 @@ pub(super) fn upstream(value: &Value<'_, '_>) -> Option<Vec<Uri>> {
         }
     }
     Some(urls)
+}
+
+/// An origin, and with `h2c` for `http` one that speaks HTTP/2 in the clear, as gRPC servers do.
+fn upstream_url(text: &str) -> Result<Uri, Complaint> {
+    let Some(rest) = text.strip_prefix("h2c://") else { return value::url(text, UrlTail::None) };
+    let as_written = |advice: String| advice.replace("http://", "h2c://");
+    value::url(&format!("http://{rest}"), UrlTail::None).map_err(|complaint| Complaint {
+        remedy: as_written(complaint.remedy),
+        suggestion: complaint.suggestion.map(as_written),
+        ..complaint
+    })?;
+    text.parse().map_err(|_| Complaint::new("is not a URL", "Write a URL such as h2c://127.0.0.1:3000."))
 }
 
 /// Upstreams by name.

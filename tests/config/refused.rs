@@ -204,6 +204,11 @@ fn refusals() {
         (sandbox.replace(":3000", ":8402"), "is where Turnpike itself listens (0.0.0.0:8402)."),
         (sandbox.replace(":3000", ":3000/base"), "has a path. Write http://127.0.0.1:3000: requests keep"),
         (sandbox.replace("http:", "ftp:"), "is neither an http nor an https URL."),
+        (
+            sandbox.replace("http:", "h2c:").replace(":3000", ":3000/base"),
+            "has a path. Write h2c://127.0.0.1:3000: requests",
+        ),
+        (format!("{sandbox}public_url: h2c://a"), "is neither an http nor an https URL."),
         (format!("{sandbox}upstreams: {{b: http://b}}"), ":4 upstreams.b: does nothing: no route names it."),
         (
             format!("upstreams: {{b: http://b}}\n{}", replaced("[{path: /a, price: $1, upstream: b}]")),

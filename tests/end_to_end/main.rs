@@ -5,6 +5,9 @@
 
 mod crash;
 mod interop;
+mod large;
 mod monitoring;
+mod nginx;
 mod serving;
 mod support;
+mod wire;

@@ -1,4 +1,5 @@
-//! In front of servers, and behind clients, that are not ours. A server that is not installed is passed over, and says so.
+//! In front of a server, and behind a client, that are not ours. Where Python is not installed it is passed over, and said
+//! so; nginx stands behind the whole proxy in `end_to_end/nginx.rs`.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -84,49 +85,4 @@ async fn pythons_server_and_curl() {
     })
     .await
     .unwrap();
-}
-
-#[tokio::test]
-async fn nginx_behind() {
-    let (folder, text) = files();
-    let Some((_server, address)) = nginx(folder.path()) else { return eprintln!("nginx is missing") };
-    let proxy = Setup::to(&[&format!("http://{address}")]).start();
-    for client in [http1(), http2()] {
-        for _ in 0..3 {
-            let (status, headers, body) = get(&client, proxy.url("/numbers.txt")).await;
-            assert_eq!(status, 200, "{body:.200}");
-            assert!(body == text);
-            assert!(headers["server"].to_str().unwrap().starts_with("nginx"));
-        }
-        let request = http::Request::get(proxy.url("/numbers.txt")).header("range", "bytes=0-3").body(empty());
-        let (status, _, body) = send(&client, request.unwrap()).await;
-        assert_eq!((status.as_u16(), body.as_str()), (206, "0\n1\n"));
-        let request =
-            http::Request::get(proxy.url("/numbers.txt")).header("if-modified-since", "Fri, 31 Dec 2100 00:00:00 GMT");
-        let (status, ..) = send(&client, request.body(empty()).unwrap()).await;
-        assert!([200, 304].contains(&status.as_u16()));
-        // Refused before it is read, and said so all the same.
-        let request = http::Request::post(proxy.url("/numbers.txt")).body(full(vec![0; 4 << 20])).unwrap();
-        assert_eq!(send(&client, request).await.0, 413);
-    }
-}
-
-fn nginx(folder: &Path) -> Option<(Killed, SocketAddr)> {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let at = folder.to_str()?;
-    let config = format!(
-        "daemon off; master_process off; pid {at}/nginx.pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off; \
-         client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; \
-         scgi_temp_path {at}/s;\nserver {{ listen {free}; root {at}; }} }}\n"
-    );
-    let file = folder.join("nginx.conf");
-    std::fs::write(&file, config).ok()?;
-    let child = Command::new("nginx").arg("-c").arg(&file).stderr(Stdio::null()).spawn().ok()?;
-    let child = Killed(child);
-    let deadline = std::time::Instant::now() + SOON;
-    while std::net::TcpStream::connect(free).is_err() {
-        assert!(std::time::Instant::now() < deadline, "nginx does not listen");
-        std::thread::yield_now();
-    }
-    Some((child, free))
 }
