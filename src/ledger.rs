@@ -24,7 +24,7 @@ pub mod sqlite;
 pub mod store;
 mod turns;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -147,11 +147,11 @@ pub struct Ledger {
     journal: Arc<Journal>,
 }
 
-/// What was journalled and is still open.
+/// What was journalled and is still open, in an order that does not change from run to run: a simulation repeats.
 #[derive(Default)]
 struct Journal {
     batches: Mutex<BTreeMap<u64, BatchRecord>>,
-    metered: Mutex<HashMap<Key, MeteredRecord>>,
+    metered: Mutex<BTreeMap<Key, MeteredRecord>>,
 }
 
 impl Ledger {

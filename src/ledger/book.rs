@@ -337,7 +337,12 @@ impl Book {
     pub(super) fn for_each(&self, visit: &mut dyn FnMut(&ChannelRecord)) {
         let mut records = Vec::new();
         for shard in &self.shards {
-            records.extend(shard.lock().slots.iter().filter(|slot| slot.known).map(|slot| slot.record()));
+            let shard = shard.lock();
+            if shard.slots.is_empty() {
+                continue;
+            }
+            records.extend(shard.slots.iter().filter(|slot| slot.known).map(|slot| slot.record()));
+            drop(shard);
             records.iter().for_each(&mut *visit);
             records.clear();
         }

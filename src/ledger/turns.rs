@@ -346,6 +346,10 @@ impl Core {
         loop {
             let Some(every) = core.upgrade().map(|core| core.limits.reservation_max / 4) else { return };
             tokio::time::sleep(every.max(Duration::from_millis(100))).await;
+            // What is not in flight cannot have lapsed.
+            if core.upgrade().is_some_and(|core| core.book.counts().1 == 0) {
+                continue;
+            }
             for part in 0.. {
                 let Some(core) = core.upgrade().filter(|core| part < core.book.parts()) else { break };
                 core.sweep_part(part);

@@ -143,15 +143,15 @@ impl Settlement {
         for ((channel, amount), account) in batch.lines.iter().zip(&accounts) {
             let Some(record) = self.ledger.channel(channel) else { continue };
             let reading = read(&record.terms, account.as_ref());
-            if !shows(batch.kind, *amount, &record.terms, &reading, slot) {
+            let seen = self.state.lock().slot;
+            if !shows(batch.kind, *amount, &record.terms, &reading, slot, seen) {
                 return Err(format!("the chain's answer for channel {channel} is older than the confirmed batch"));
             }
             let before = match batch.kind {
                 BatchKind::Claim => record.on_chain.claimed,
                 BatchKind::Distribute | BatchKind::Seal | BatchKind::CleanUp => record.on_chain.distributed,
             };
-            let closes = matches!(reading, Reading::Gone);
-            if closes && batch.kind != BatchKind::Claim {
+            if matches!(reading, Reading::Gone) {
                 self.take_up_end(&record, *amount, read_at).await
             } else {
                 self.take_up(&record, reading, read_at).await
@@ -166,7 +166,8 @@ impl Settlement {
         Ok(moved)
     }
 
-    /// The batch drained the channel and the account is gone: what it held at the end is known from the batch.
+    /// The channel was drained, by this batch or after it, and the account is gone: what it held at the end is known from
+    /// the batch.
     async fn take_up_end(&self, record: &ChannelRecord, amount: Amount, read_at: UnixMillis) -> Result<(), StoreError> {
         let claimed = record.on_chain.claimed.max(amount);
         let end = OnChain {
@@ -188,11 +189,12 @@ impl Settlement {
     }
 }
 
-/// Whether a reading shows what a confirmed batch did; a lagging node's does not.
-fn shows(kind: BatchKind, amount: Amount, terms: &Terms, reading: &Reading, slot: u64) -> bool {
+/// Whether a reading shows what a batch did that was confirmed in `slot`; a lagging node's does not. The account may be
+/// gone since, long after the batch: that is judged by the newest slot that was `seen`.
+fn shows(kind: BatchKind, amount: Amount, terms: &Terms, reading: &Reading, slot: u64, seen: u64) -> bool {
     let account = match reading {
         Reading::Channel(account) => account,
-        Reading::Gone => return can_be_gone(terms, slot),
+        Reading::Gone => return can_be_gone(terms, seen),
         // It will not become ours by waiting; it is told of where it is taken up.
         Reading::Foreign => return true,
     };

@@ -83,7 +83,7 @@ impl Settlement {
                 }
             }
         });
-        let keys: Vec<Key> = oldest.into_iter().map(|(_, key)| key).collect();
+        let keys: Vec<Key> = oldest.into_sorted_vec().into_iter().map(|(_, key)| key).collect();
         self.refresh(&keys).await
     }
 

@@ -4,6 +4,8 @@
 //! voucher, distribution preimage) and `docs/003` (instructions), and for the memo and the close message
 //! `scheme_batch_settlement_svm.md` sections 3 and 4.2.
 
+use std::sync::LazyLock;
+
 use sha2::{Digest, Sha256};
 
 use super::transaction::{AccountMeta, Instruction};
@@ -203,10 +205,11 @@ pub fn channel_address(
     )
 }
 
-/// The address that the program signs its events with.
+/// The address that the program signs its events with. The same in every instruction, so derived once.
 #[must_use]
 pub fn event_authority() -> Key {
-    derive(&[b"event_authority"], &PAYMENT_CHANNELS).0
+    static ADDRESS: LazyLock<Key> = LazyLock::new(|| derive(&[b"event_authority"], &PAYMENT_CHANNELS).0);
+    *ADDRESS
 }
 
 /// The message that a voucher's signer signs: `0x56 0x01`, channel, cumulative amount, expiry.

@@ -15,9 +15,10 @@ use super::{Bytes, rent, system, token};
 use crate::chain::sandbox::runtime::{Frame, Grant, NOT_ENOUGH_ACCOUNTS, Outcome};
 use crate::scheme::svm::program::{
     CHANNEL_ACCOUNT_BYTES, ChannelAccount, ChannelStatus, OPEN_SLOT_WINDOW, Share, channel_address, discriminator,
+    event_authority,
 };
 use crate::scheme::svm::{ATA_PROGRAM, PAYMENT_CHANNELS, RENT_SYSVAR, SYSTEM_PROGRAM, is_on_curve};
-use accounts::{Tokens, event_authority, expect, load, store};
+use accounts::{Tokens, expect, load, store};
 
 /// The program's own error codes (`docs/003`, "Error Codes").
 pub(in crate::chain::sandbox) mod code {

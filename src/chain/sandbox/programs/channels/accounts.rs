@@ -2,21 +2,13 @@
 //!
 //! The same check answers different codes for different roles; the table of `docs/003` is kept per role.
 
-use std::sync::LazyLock;
-
 use solana_instruction_error::InstructionError;
 
 use super::{code, custom, require, token};
 use crate::chain::sandbox::runtime::{Frame, Grant, Outcome};
-use crate::scheme::svm::program::{self, CHANNEL_ACCOUNT_BYTES, ChannelAccount};
+use crate::scheme::svm::program::{CHANNEL_ACCOUNT_BYTES, ChannelAccount};
 use crate::scheme::svm::{PAYMENT_CHANNELS, TOKEN_2022_PROGRAM, TOKEN_PROGRAM};
 use crate::x402::Key;
-
-/// The address that the program signs its events with.
-pub(super) fn event_authority() -> Key {
-    static ADDRESS: LazyLock<Key> = LazyLock::new(program::event_authority);
-    *ADDRESS
-}
 
 /// Refuses any other number of accounts.
 pub(super) fn expect(frame: &Frame<'_, '_>, count: usize, otherwise: InstructionError) -> Outcome {

@@ -5,10 +5,10 @@
 
 use solana_instruction_error::InstructionError;
 
-use super::accounts::{Defect, Tokens, event_authority, load, store};
+use super::accounts::{Defect, Tokens, load, store};
 use super::{BPS_ALL, Plan, code, custom, deallocate, may_be_freed, require};
 use crate::chain::sandbox::runtime::{Frame, NOT_ENOUGH_ACCOUNTS, Outcome};
-use crate::scheme::svm::program::{ChannelAccount, ChannelStatus};
+use crate::scheme::svm::program::{ChannelAccount, ChannelStatus, event_authority};
 use crate::x402::Key;
 
 const CHANNEL: usize = 0;
