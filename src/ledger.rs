@@ -201,7 +201,7 @@ impl Ledger {
     }
 
     /// Takes the channel out of service to close it: waits until no request is in flight, then lets none in. Dropped
-    /// without [`CloseGuard::finish`], it lets them in again. A channel that its payer is closing can be taken too.
+    /// without [`CloseGuard::shut`], it lets them in again. A channel that its payer is closing can be taken too.
     ///
     /// # Errors
     /// [`Refused::Unknown`], [`Refused::Closing`], [`Refused::Busy`] or [`Refused::Stopped`].
@@ -454,6 +454,23 @@ impl CloseGuard {
     #[must_use]
     pub fn channel(&self) -> ChannelRecord {
         self.core.book.with(&self.id, |slot| slot.record()).unwrap_or_else(|| (*self.last).clone())
+    }
+
+    /// Takes no more payments, durably: to be called before a close is sent. After a crash the channel stays so, and can
+    /// be closed again.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the close must not be sent.
+    pub async fn shut(&self) -> Result<(), StoreError> {
+        self.core.change(self.id, Plan::Shut { ticket: self.ticket, shut: true }, || ()).await.map(drop)
+    }
+
+    /// Gives the close up, once it can no longer land: the channel takes payments again, durably.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the channel stays shut.
+    pub async fn reopen(self) -> Result<(), StoreError> {
+        self.core.change(self.id, Plan::Shut { ticket: self.ticket, shut: false }, || ()).await.map(drop)
     }
 
     /// Closes it for good, with the final state that the chain confirmed; durable when this returns, and carried through

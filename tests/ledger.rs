@@ -310,6 +310,27 @@ async fn readings_of_the_chain() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_channel_that_was_shut_for_a_close_stays_shut_after_a_crash_and_can_be_closed() {
+    let (ledger, store) = ledger().await;
+    let id = terms(1).id;
+    pay(&ledger, 1, 10, 10).await;
+    let guard = ledger.begin_close(&id).await.unwrap();
+    guard.shut().await.unwrap();
+
+    let store = Arc::new(store.crash());
+    let ledger = open(&store, limits()).await;
+    // The close may have been sent, and would settle 10 whenever it lands.
+    assert_eq!(ledger.reserve(entry(1, 20, 10)).await.unwrap_err(), Refused::Closing);
+    ledger.observe(&id, on_chain(2000, 0)).await.unwrap();
+    assert_eq!(ledger.reserve(entry(1, 20, 10)).await.unwrap_err(), Refused::Closing, "a reading does not reopen it");
+    drop(ledger.begin_close(&id).await.unwrap());
+    assert_eq!(ledger.reserve(entry(1, 20, 10)).await.unwrap_err(), Refused::Closing, "nor does a close given up");
+    let guard = ledger.begin_close(&id).await.unwrap();
+    guard.finish(OnChain { status: ChannelStatus::Distributed, ..on_chain(2000, 10) }).await.unwrap();
+    assert_eq!(ledger.begin_close(&id).await.unwrap_err(), Refused::Closing);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reading_and_a_charge_at_once_undo_nothing() {
     let (ledger, store) = ledger().await;
     let id = terms(1).id;
@@ -381,6 +402,13 @@ async fn closing() {
     drop(held);
     drop(guard);
     drop(ledger.reserve(entry(1, 20, 10)).await.expect("a guard that nobody picked up lets them in again"));
+
+    let guard = ledger.begin_close(&id).await.unwrap();
+    guard.shut().await.unwrap();
+    assert!(store.durable_channel(&id).unwrap().closed, "before anything is sent");
+    guard.reopen().await.unwrap();
+    assert!(!store.durable_channel(&id).unwrap().closed);
+    drop(ledger.reserve(entry(1, 20, 10)).await.expect("a close that cannot land lets them in again"));
 
     let guard = ledger.begin_close(&id).await.unwrap();
     guard.finish(OnChain { status: ChannelStatus::Distributed, ..on_chain(1000, 10) }).await.unwrap();

@@ -81,13 +81,10 @@ impl Gate {
             ChannelStatus::Closing => return Ok(Box::new(self.observed(context, verified.terms(), on_chain))),
             ChannelStatus::Sealed | ChannelStatus::Distributed => return Err(close_state("the channel is closed")),
         }
-        if let Some(record) = self.ledger.channel(&id) {
-            if record.closed {
-                return Err(close_state("the channel is closed"));
-            }
-            if verified.cumulative() < record.charged {
-                return Err(unequal().correcting(record));
-            }
+        if let Some(record) = self.ledger.channel(&id)
+            && verified.cumulative() < record.charged
+        {
+            return Err(unequal().correcting(record));
         }
         self.close(context, facilitator, verified).await
     }
@@ -179,6 +176,10 @@ impl Close {
         if channel.charged != self.voucher.cumulative {
             return send(answer, Err(Failed::Denied(unequal().correcting(channel))));
         }
+        // A close that lands after a crash of ours settles this total and no more, so nothing more may be charged from here.
+        if let Err(error) = guard.shut().await {
+            return send(answer, Err(Failed::Denied(Denial::stopped(&error))));
+        }
         let voucher = (!channel.charged.is_zero()).then(|| channel.voucher.unwrap_or(self.voucher));
         let request = CloseRequest { terms: self.terms.clone(), voucher, voucher_expires_at: 0 };
         match self.facilitator.close(request).await {
@@ -192,7 +193,17 @@ impl Close {
                 send(answer, Err(Failed::Facilitator(FacilitatorError::Pending { transaction })));
                 self.follow(guard, &channel, transaction, done).await;
             }
-            Err(error) => send(answer, Err(Failed::Facilitator(error))),
+            // It was not sent, or can no longer land.
+            Err(error) => {
+                self.reopen(guard).await;
+                send(answer, Err(Failed::Facilitator(error)));
+            }
+        }
+    }
+
+    async fn reopen(&self, guard: CloseGuard) {
+        if let Err(error) = guard.reopen().await {
+            tracing::error!(channel = %self.terms.id, %error, "a channel whose refund failed takes no more payments");
         }
     }
 
@@ -211,7 +222,7 @@ impl Close {
                     ChannelStatus::Open | ChannelStatus::Closing => {
                         if self.clock.now().since(sent) > self.retry.landing_max {
                             tracing::warn!(channel = %self.terms.id, %transaction, "a refund did not land");
-                            return;
+                            return self.reopen(guard).await;
                         }
                         continue;
                     }

@@ -32,6 +32,8 @@ pub(super) enum Plan {
     Commit { ticket: u64, on_chain: Option<OnChain> },
     /// Takes up what the chain says.
     Observe(OnChain),
+    /// Takes no more payments before a close of ours is sent, or takes them again where it can no longer land.
+    Shut { ticket: u64, shut: bool },
     /// Closes it for good.
     Finish { ticket: u64, on_chain: OnChain },
     /// Forgets it.
@@ -204,11 +206,13 @@ impl Core {
                 }
                 Ok(Some(next))
             }
+            Plan::Shut { ticket, shut } => {
+                close_of(slot, ticket)?;
+                let next = if shut { channel.shut() } else { channel.reopen() };
+                Ok(Some(next).filter(|next| next != channel))
+            }
             Plan::Finish { ticket, on_chain } => {
-                let ours = matches!(slot.going_on().and_then(|work| work.closing.as_ref()), Some(Closing::Held { ticket: t }) if *t == ticket);
-                if !ours {
-                    return Err(Denied::Closing);
-                }
+                close_of(slot, ticket)?;
                 channel.finish_close(on_chain).map(Some)
             }
             Plan::Forget => Ok(forgotten(slot, channel)),
@@ -242,7 +246,7 @@ impl Core {
         match plan {
             Plan::Commit { .. } => work.held = None,
             Plan::Finish { .. } => work.closing = None,
-            Plan::Observe(_) | Plan::Forget => {}
+            Plan::Observe(_) | Plan::Shut { .. } | Plan::Forget => {}
         }
     }
 
@@ -277,10 +281,18 @@ impl Core {
     }
 }
 
+/// Whether a close of ours is the one that `ticket` names.
+fn close_of(slot: &mut Slot, ticket: u64) -> Result<(), Denied> {
+    match slot.going_on().and_then(|work| work.closing.as_ref()) {
+        Some(Closing::Held { ticket: held }) if *held == ticket => Ok(()),
+        Some(_) | None => Err(Denied::Closing),
+    }
+}
+
 /// What a plan comes to for a channel that is not here.
 fn absent(plan: &Plan) -> Result<Planned, StoreError> {
     match plan {
-        Plan::Commit { .. } | Plan::Finish { .. } => Err(lapsed()),
+        Plan::Commit { .. } | Plan::Shut { .. } | Plan::Finish { .. } => Err(lapsed()),
         Plan::Observe(_) | Plan::Forget => Ok(Planned::Nothing),
     }
 }
@@ -294,7 +306,9 @@ fn ignored(slot: &Slot, plan: &Plan, why: Denied) -> Result<Planned, StoreError>
         }
         (Plan::Commit { .. }, Denied::NotReserved) => Err(lapsed()),
         (Plan::Commit { .. }, why) => Err(StoreError(format!("nothing was charged, because {why}"))),
-        (Plan::Observe(_) | Plan::Finish { .. } | Plan::Forget, why) => Err(StoreError(why.to_string())),
+        (Plan::Observe(_) | Plan::Shut { .. } | Plan::Finish { .. } | Plan::Forget, why) => {
+            Err(StoreError(why.to_string()))
+        }
     }
 }
 

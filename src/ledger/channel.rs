@@ -270,7 +270,7 @@ pub struct Channel {
     pub unclaimed_since: Option<UnixMillis>,
     /// When the channel was last charged.
     pub last_used: UnixMillis,
-    /// Whether it takes no more payments, for good.
+    /// Whether it takes no more payments: it is closed, or a close of ours may land.
     pub closed: bool,
     /// The request in flight. In client-signed mode there is at most one: the next voucher builds on its outcome.
     pub reserved: Option<Bid>,
@@ -442,14 +442,13 @@ impl Channel {
     }
 
     /// Lets no more requests in, so as to close the channel. A channel that its payer is closing can be closed by us
-    /// too, with the last voucher.
+    /// too, with the last voucher, and one that was shut for a close whose fate nobody knows any more can be closed again.
     ///
     /// # Errors
     /// [`Denied::Closing`] where we are closing it already, or where it is closed; [`Denied::Unknown`].
     pub fn begin_close(self) -> Result<Self, Denied> {
         let closable = match self.on_chain.status {
-            ChannelStatus::Open => !self.closed,
-            ChannelStatus::Closing => true,
+            ChannelStatus::Open | ChannelStatus::Closing => true,
             ChannelStatus::Sealed | ChannelStatus::Distributed => false,
         };
         if self.leaving || !closable {
@@ -465,6 +464,19 @@ impl Channel {
     #[must_use]
     pub const fn abandon_close(self) -> Self {
         Self { leaving: false, ..self }
+    }
+
+    /// Takes no more payments, whatever becomes of us, before a close of ours is sent: what was charged beyond it would
+    /// be lost where it lands after a crash.
+    #[must_use]
+    pub const fn shut(self) -> Self {
+        Self { closed: true, ..self }
+    }
+
+    /// Takes payments again where the chain does: the close that it was shut for can no longer land.
+    #[must_use]
+    pub fn reopen(self) -> Self {
+        Self { closed: self.on_chain.status != ChannelStatus::Open, ..self }
     }
 
     /// Closes the channel for good, with the state that the chain confirmed.

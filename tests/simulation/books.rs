@@ -25,9 +25,6 @@ struct Prepaid {
     charged: u64,
     /// The greatest watermark seen on chain.
     claimed: u64,
-    /// Whether this life was asked to close it, and whether a life died over that.
-    refunding: bool,
-    refund_astray: bool,
 }
 
 /// A channel that pays one metered call.
@@ -68,8 +65,6 @@ pub struct Counts {
     pub forced: u64,
     /// Refunds that were made.
     pub refunds: u64,
-    /// Charges that a refund cut off which had been sent before a crash and landed after it.
-    pub cut_off: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -86,7 +81,6 @@ impl std::ops::AddAssign for Counts {
         self.forgone += other.forgone;
         self.forced += other.forced;
         self.refunds += other.refunds;
-        self.cut_off += other.cut_off;
     }
 }
 
@@ -107,19 +101,6 @@ impl Books {
     pub fn open_metered(&mut self, channel: Key, expires_at: i64) {
         let fresh = Metered { expires_at, earned: None, told: None, seen: false, ended_at: None };
         self.metered.insert(channel, fresh);
-    }
-
-    /// A client asks for the end of a channel.
-    pub fn refund(&mut self, channel: &Key) {
-        self.prepaid.get_mut(channel).unwrap().refunding = true;
-    }
-
-    /// A life has ended.
-    pub fn crash(&mut self, chain: &SandboxChain) {
-        for (id, prepaid) in self.prepaid.iter_mut().filter(|(_, prepaid)| prepaid.refunding) {
-            prepaid.refunding = false;
-            prepaid.refund_astray |= chain.channel(id).is_some_and(|account| account.status == ChannelStatus::Open);
-        }
     }
 
     /// The upstream has answered a call that `total` pays, and `finish` is called next.
@@ -205,11 +186,7 @@ impl Books {
         assert_eq!(payers + merchant + prepaid + treasury, supply, "money was made or lost");
         let claimed = |id| claims.get(id).copied().unwrap_or(0);
         for (id, prepaid) in &self.prepaid {
-            // A refund is not journalled: one that was sent and had not landed when the life ended is not known to the
-            // next, which charges on until it lands.
-            let lost = prepaid.charged.checked_sub(claimed(id)).expect("no more was claimed than was charged");
-            assert!(lost == 0 || prepaid.refund_astray, "{lost} of {} on {id} was not claimed", prepaid.charged);
-            self.counts.cut_off += u64::from(lost > 0);
+            assert_eq!(claimed(id), prepaid.charged, "what was charged on {id} was claimed, and no more");
         }
         for (id, metered) in &self.metered {
             let (claimed, earned) = (claimed(id), metered.earned.unwrap_or(0));

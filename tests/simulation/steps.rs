@@ -97,9 +97,6 @@ impl World {
     /// Sends a payment.
     fn send(&mut self, n: usize, payment: Payment, going: &mut Vec<Going>) {
         let metered = matches!(payment.kind, Kind::Metered);
-        if matches!(payment.kind, Kind::Refund) {
-            self.books.borrow_mut().refund(&payment.channel);
-        }
         let (route, accepted) =
             if metered { (&self.shop.metered, &self.metered) } else { (&self.shop.fixed, &self.fixed) };
         let upstream = self.upstream(metered);

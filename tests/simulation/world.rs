@@ -228,7 +228,6 @@ impl World {
         let halfway = !self.life.power.is_on();
         self.life.power.cut();
         self.store = Arc::new(self.store.crash());
-        self.books.borrow_mut().crash(&self.chain);
         let (shop, store, chain) = (self.shop, &self.store, &self.chain);
         self.life = live(shop, store, chain, &self.sent, &self.clock, &self.random).await;
         let found = self.life.ledger.open_metered().len();
