@@ -17,6 +17,8 @@ use crate::{METERED_SECONDS, PRICE};
 
 /// How long settlement may rest, in seconds.
 const SETTLEMENT_RESTS_MAX: i64 = 300;
+/// How long the work behind a request may go on when its client has left.
+const BEHIND_A_REQUEST_MAX: Duration = Duration::from_secs(60);
 
 impl World {
     /// One step: up to three things that begin together, a crash in the middle of it or after it, and the next life.
@@ -32,6 +34,9 @@ impl World {
             _ => {}
         }
         self.carry(going).await;
+        if self.random.one_in(3) {
+            self.nothing_left_behind().await;
+        }
         if !self.life.power.is_on() || self.random.one_in(24) {
             self.crash().await;
         }
@@ -39,6 +44,19 @@ impl World {
             self.chain.set_faults(Faults::default());
             self.settle(Trigger::Clock).await;
         }
+    }
+
+    /// No request is under way: whatever became of those that were, none holds its channel once the work behind it has
+    /// ended, long before its reservation would expire.
+    async fn nothing_left_behind(&self) {
+        let held = || self.life.power.is_on() && self.life.ledger.counts().1 > 0;
+        for _ in 0..BEHIND_A_REQUEST_MAX.as_secs() {
+            if !held() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(!held(), "a reservation is held that no request stands behind");
     }
 
     /// A round of settlement that nobody drops.
