@@ -349,6 +349,25 @@ async fn a_confirmed_batch_is_not_believed_reconciled_by_an_old_reading() {
 }
 
 #[tokio::test]
+async fn a_channel_that_is_gone_since_does_not_keep_its_batch_open() {
+    let (world, _) = charged(2).await;
+    let settlement = world.settlement();
+    world.chain.freeze(true);
+    assert_eq!(settle(&settlement).await.unknown(), 1, "claimed, and not seen to be");
+    world.chain.remove(&world.id(1));
+    world.chain.freeze(false);
+    // Until an address may be free again, nothing there may be a node that lags behind.
+    assert_eq!(settle(&settlement).await.unknown(), 1);
+    world.pass(700);
+    world.charge(2, 7).await;
+    settle_until_done(&world, &settlement).await;
+    assert!(world.ledger.open_batches().is_empty());
+    let other = world.ledger.channel(&world.id(2)).unwrap();
+    assert_eq!((other.on_chain.claimed, other.on_chain.distributed), (Amount::from(207_u64), Amount::from(207_u64)));
+    world.check();
+}
+
+#[tokio::test]
 async fn what_we_sign_for_ourselves_is_left_to_whoever_opened_it() {
     let world = World::new().await;
     let mut terms = world.terms(1);

@@ -162,6 +162,14 @@ impl TestChain {
     pub fn edit(&self, key: &Key, edit: impl FnOnce(&mut ChannelAccount)) {
         edit(self.inner.lock().state.channels.get_mut(key).unwrap());
     }
+    /// The channel's account is gone, as after a close and a reclaim by somebody else.
+    pub fn remove(&self, key: &Key) {
+        let mut inner = self.inner.lock();
+        inner.state.channels.remove(key);
+        if let Some(frozen) = &mut inner.frozen {
+            frozen.remove(key);
+        }
+    }
     pub fn balance(&self, owner: u32) -> u64 {
         let ata = associated_token_account(&public(owner), &USDC_DEVNET, &TOKEN_PROGRAM);
         self.inner.lock().state.tokens.get(&ata).map_or(0, |(_, amount)| *amount)
