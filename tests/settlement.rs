@@ -359,6 +359,7 @@ async fn a_channel_that_is_gone_since_does_not_keep_its_batch_open() {
     // Until an address may be free again, nothing there may be a node that lags behind.
     assert_eq!(settle(&settlement).await.unknown(), 1);
     world.pass(700);
+    settlement.watch().await.unwrap();
     world.charge(2, 7).await;
     settle_until_done(&world, &settlement).await;
     assert!(world.ledger.open_batches().is_empty());

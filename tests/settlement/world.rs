@@ -102,7 +102,8 @@ struct State {
 struct Inner {
     state: State,
     slot: u64,
-    done: HashMap<Signature, Option<String>>,
+    /// The slot that each transaction landed in, and its error.
+    done: HashMap<Signature, (u64, Option<String>)>,
     late: Vec<Vec<u8>>,
     faults: VecDeque<Fault>,
     poisoned: HashSet<Key>,
@@ -247,7 +248,8 @@ impl TestChain {
         if error.is_none() {
             inner.state = after;
         }
-        inner.done.insert(transaction.id(), error);
+        let slot = inner.slot;
+        inner.done.insert(transaction.id(), (slot, error));
     }
 
     fn run(
@@ -466,8 +468,11 @@ impl Chain for TestChain {
     async fn statuses(&self, ids: &[Signature]) -> Result<Vec<Option<TransactionStatus>>, ChainError> {
         self.answer()?;
         let inner = self.inner.lock();
-        let status =
-            |error: &Option<String>| TransactionStatus { slot: inner.slot, confirmed: true, error: error.clone() };
+        let status = |(slot, error): &(u64, Option<String>)| TransactionStatus {
+            slot: *slot,
+            confirmed: true,
+            error: error.clone(),
+        };
         Ok(ids.iter().map(|id| inner.done.get(id).map(status)).collect())
     }
     async fn confirm(
@@ -485,8 +490,8 @@ impl Chain for TestChain {
                 (inner.done.get(id).cloned(), inner.slot)
             };
             let fate = match known {
-                Some(None) => Some(Confirmation::Confirmed { slot }),
-                Some(Some(error)) => Some(Confirmation::Failed { error }),
+                Some((slot, None)) => Some(Confirmation::Confirmed { slot }),
+                Some((_, Some(error))) => Some(Confirmation::Failed { error }),
                 None if slot > last_valid_block_height => Some(Confirmation::Expired),
                 None => None,
             };
