@@ -1,7 +1,9 @@
-//! The ledger's costs, run by hand: `cargo bench --bench ledger`. Part of it alone: `cargo bench --bench ledger -- restore`.
+//! The ledger's costs, run by hand: `cargo bench --bench ledger`. Part of it alone:
+//! `cargo bench --bench ledger -- restore`.
 //!
 //! - `charge`: one request's way through the ledger, over a store in memory: what the ledger itself costs.
-//! - `flush`: charges made durable by SQLite, one after the other and 64 at once; the disk decides. `TMPDIR` says which.
+//! - `flush`: charges made durable by SQLite, one after the other and 64 at once; the disk decides. `TMPDIR` says
+//!   which.
 //! - `restore`: a million channels from a file, and what each then weighs.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program for people, run by hand")]

@@ -1,9 +1,9 @@
 //! The whole proxy side by side with a bare one, run by hand on a quiet machine: `cargo bench --bench proxy`.
 //!
-//! Everything is on loopback, each piece in a process of its own: an upstream that answers 200 bytes, a bare hyper reverse
-//! proxy as the yardstick, and `turnpike serve` on the sandbox with its ledger on disk. The contenders take turns, in an
-//! order that moves on by one each round. Then metered calls, one after the other. Figures and how to read them:
-//! `docs/performance.md`.
+//! Everything is on loopback, each piece in a process of its own: an upstream that answers 200 bytes, a bare hyper
+//! reverse proxy as the yardstick, and `turnpike serve` on the sandbox with its ledger on disk. The contenders take
+//! turns, in an order that moves on by one each round. Then metered calls, one after the other. Figures and how to read
+//! them: `docs/performance.md`.
 
 #![allow(clippy::float_arithmetic, clippy::as_conversions, reason = "ratios for people to read")]
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program for people, run by hand")]
@@ -164,8 +164,8 @@ fn table(contenders: &[Contender]) {
     }
 }
 
-/// Metered calls one after the other: from the paid request, whose channel is opened and closed on the chain meanwhile, to
-/// the answer's header.
+/// Metered calls one after the other: from the paid request, whose channel is opened and closed on the chain meanwhile,
+/// to the answer's header.
 async fn metered(turnpike: &Turnpike, payer: &Client) {
     let request = Request::get(turnpike.url("/metered"));
     let http = Http::new().unwrap();

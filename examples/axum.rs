@@ -7,9 +7,9 @@
 //! cargo run -- pay http://127.0.0.1:3000/quote               # paid
 //! ```
 //!
-//! It is paid on the sandbox: a chain inside this process, a threshold key made on the spot, and a ledger in a SQLite file
-//! that ends with the process. With `network: solana-devnet`, `pay_to`, `rpc_url` and the shares of `turnpike keygen` the
-//! same lines are paid for real; `config/example.yaml` has every key.
+//! It is paid on the sandbox: a chain inside this process, a threshold key made on the spot, and a ledger in a SQLite
+//! file that ends with the process. With `network: solana-devnet`, `pay_to`, `rpc_url` and the shares of
+//! `turnpike keygen` the same lines are paid for real; `config/example.yaml` has every key.
 
 use axum::extract::Extension;
 use axum::routing::get;

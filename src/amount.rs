@@ -159,7 +159,8 @@ impl Asset {
         if text.is_empty() { Ok(Amount::ZERO) } else { text.parse() }
     }
 
-    /// The decimal text of an amount, with as many fractional digits as it needs: `1000` units of six decimals are `0.001`.
+    /// The decimal text of an amount, with as many fractional digits as it needs: `1000` units of six decimals are
+    /// `0.001`.
     #[must_use]
     pub fn format_decimal(&self, amount: Amount) -> String {
         let places = usize::from(self.decimals);

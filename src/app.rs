@@ -1,9 +1,9 @@
 //! The composition root: a [`Config`] becomes running parts, and the parts stop in order.
 //!
-//! Start: chain (or sandbox), signer, store, ledger, facilitators, gate, settlement, admin side, and the listener last, so
-//! that no request arrives before everything that charges it is there. Stop: the listener first; requests in flight are
-//! finished, what goes on behind them is waited for, then settlement stops between two steps. Nothing is lost where the
-//! deadline cuts this short: what was promised is in the store.
+//! Start: chain (or sandbox), signer, store, ledger, facilitators, gate, settlement, admin side, and the listener last,
+//! so that no request arrives before everything that charges it is there. Stop: the listener first; requests in flight
+//! are finished, what goes on behind them is waited for, then settlement stops between two steps. Nothing is lost where
+//! the deadline cuts this short: what was promised is in the store.
 
 mod observe;
 mod running;
@@ -208,7 +208,8 @@ impl Merchant {
         settle_all(&self.accounts).await
     }
 
-    /// Stops in order, once no more requests come: what goes on behind answered ones is waited for, then settlement stops.
+    /// Stops in order, once no more requests come: what goes on behind answered ones is waited for, then settlement
+    /// stops.
     pub async fn drain(self) {
         self.telemetry.draining.set(1);
         if tokio::time::timeout(self.drain_within, self.gate.settled()).await.is_err() {

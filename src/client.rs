@@ -3,8 +3,8 @@
 //! Speaks x402 version 2 over HTTP with scheme `batch-settlement` in client-signed mode and scheme `upto`, both on
 //! Solana. It does what the specifications ask of a client: it believes no answer that it has not checked, never signs
 //! above its own limits, moves its books on only by a verified answer, and recovers from a corrective 402 by its own
-//! earlier signature (`scheme_batch_settlement_svm.md`, sections 4.6 and 5). Where the server offers it, every payment has
-//! an id, and a lost answer is asked for again with the very same payment (`extensions/payment_identifier.md`).
+//! earlier signature (`scheme_batch_settlement_svm.md`, sections 4.6 and 5). Where the server offers it, every payment
+//! has an id, and a lost answer is asked for again with the very same payment (`extensions/payment_identifier.md`).
 //!
 //! One request of a channel is in flight at a time; a second caller waits for the first.
 
@@ -219,8 +219,8 @@ impl Client {
         self.exchange(request, sent, &mut books, false).await?.ok_or_else(refused)
     }
 
-    /// Asks again for the answer to the last call of this request, where it was lost after all: its body broke off. `None`
-    /// where the server keeps no answers, or another call came after it.
+    /// Asks again for the answer to the last call of this request, where it was lost after all: its body broke off.
+    /// `None` where the server keeps no answers, or another call came after it.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -259,7 +259,8 @@ impl Client {
         books: &mut Books,
         resent: bool,
     ) -> Result<Option<Paid>, ClientError> {
-        // Noted before it is sent: what goes wrong from here on, the caller's giving up included, loses the answer only.
+        // Noted before it is sent: what goes wrong from here on, the caller's giving up included, loses the answer
+        // only.
         books.last = sent.identified.then(|| sent.clone());
         let (response, resent) = self.send_paid(request, &sent.header, sent.identified, resent).await?;
         let free = |response| Ok(Some(Paid { response, settlement: None, charged: Amount::ZERO }));
@@ -395,13 +396,13 @@ impl Client {
     }
 
     /// Signs the payments of the next `calls` calls without sending them: values of `PAYMENT-SIGNATURE`, over any
-    /// connection. Those of scheme `batch-settlement` are to be sent in this order, from a channel that is open and holds
-    /// enough. They are taken to be charged from here on; where one is not, the server's corrective answer to the next call
-    /// says so. Those of scheme `upto` open a channel each and soon expire.
+    /// connection. Those of scheme `batch-settlement` are to be sent in this order, from a channel that is open and
+    /// holds enough. They are taken to be charged from here on; where one is not, the server's corrective answer to the
+    /// next call says so. Those of scheme `upto` open a channel each and soon expire.
     ///
     /// # Errors
-    /// [`ClientError::NoOffer`] where no channel is open, [`ClientError::TooExpensive`] where it does not hold enough; else
-    /// as [`Client::call`].
+    /// [`ClientError::NoOffer`] where no channel is open, [`ClientError::TooExpensive`] where it does not hold enough;
+    /// else as [`Client::call`].
     pub async fn sign_ahead(&self, request: &Request, calls: usize) -> Result<Vec<String>, ClientError> {
         let required = payment_required(&self.http.send(request, None).await?)?;
         let offer = self.choose_affordable(&required)?;

@@ -115,7 +115,8 @@ pub trait Facilitator: Send + Sync {
     async fn settle_deposit(&self, deposit: AcceptedDeposit) -> Result<SettledDeposit, FacilitatorError>;
     /// Reads a channel; `None` where the chain has none at this address. Refuses one with other terms.
     async fn read_channel(&self, terms: &Terms) -> Result<Option<OnChain>, FacilitatorError>;
-    /// Closes a channel cooperatively: applies the voucher, pays the merchant, returns the rest, all in one transaction.
+    /// Closes a channel cooperatively: applies the voucher, pays the merchant, returns the rest, all in one
+    /// transaction.
     async fn close(&self, request: CloseRequest) -> Result<SettledClose, FacilitatorError>;
     /// Closes a metered request's channel at its charge, which may be nothing (`upto`, phase 4): signs the voucher too.
     async fn close_metered(

@@ -5,9 +5,9 @@
 //! finish -> Charged | Released | Refused
 //! ```
 //!
-//! Promises: nothing is charged but by [`Admission::finish`] or [`Admission::finish_whole`] with a status below 400, and
-//! what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names the
-//! ledger and the facilitator, and never a signer, so nothing on the request path can reach a key share.
+//! Promises: nothing is charged but by [`Admission::finish`] or [`Admission::finish_whole`] with a status below 400,
+//! and what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names
+//! the ledger and the facilitator, and never a signer, so nothing on the request path can reach a key share.
 //!
 //! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both.
 
@@ -150,7 +150,8 @@ pub enum Outcome {
     Refused(Box<Refusal>),
     /// It was no paid request but a refund, and is done. The upstream sees nothing of it.
     Answered(Box<SettlementResponse>),
-    /// It was answered before, and its client asks for that answer. The upstream sees nothing of it, and it costs nothing.
+    /// It was answered before, and its client asks for that answer. The upstream sees nothing of it, and it costs
+    /// nothing.
     Replayed(Box<Answer>),
 }
 
@@ -237,8 +238,8 @@ impl Gate {
         self.closer.recover();
     }
 
-    /// Resolves when nothing is left that goes on behind a request: closes, refunds, retries. For an orderly stop, under
-    /// the caller's own deadline; what is cut off is taken up by [`Self::recover`].
+    /// Resolves when nothing is left that goes on behind a request: closes, refunds, retries. For an orderly stop,
+    /// under the caller's own deadline; what is cut off is taken up by [`Self::recover`].
     pub async fn settled(&self) {
         self.tasks.idle().await;
     }
@@ -436,8 +437,9 @@ impl Admission {
         self.end(charge, None).await
     }
 
-    /// The same for an answer that is there whole: it is kept, with its charge, so that the client can ask for it again.
-    /// Goes on to the end where the client has gone meanwhile. What cannot be kept is charged as by [`Self::finish`].
+    /// The same for an answer that is there whole: it is kept, with its charge, so that the client can ask for it
+    /// again. Goes on to the end where the client has gone meanwhile. What cannot be kept is charged as by
+    /// [`Self::finish`].
     pub async fn finish_whole(self, headers: &HeaderMap, draft: Draft) -> Finished {
         let charge = self.charge(draft.status, headers);
         let keeps = charge.is_some()

@@ -2,9 +2,10 @@
 //!
 //! Promises: the request's body is not polled before the request is admitted, and its bytes and the answer's are passed
 //! through untouched, at once unless the client asks by an id that the answer be kept (`layer/collect.rs`); a price is
-//! charged when the inner service's answer has a header with a status below 400, and its body is whole where it is to be
-//! kept, before that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives everything
-//! back. The inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside is taken away.
+//! charged when the inner service's answer has a header with a status below 400, and its body is whole where it is to
+//! be kept, before that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives
+//! everything back. The inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside
+//! is taken away.
 
 mod body;
 mod collect;
@@ -66,8 +67,8 @@ impl<F: Fn(&Parts) -> RouteMatch + Send + Sync + 'static> Routes for F {
 /// The layer's own choices.
 #[derive(Clone, Debug, Default)]
 pub struct LayerOptions {
-    /// Where clients reach us, such as `https://api.example.com`: stands before the path in a challenge's `resource.url`.
-    /// Without it, the request's own scheme and host do.
+    /// Where clients reach us, such as `https://api.example.com`: stands before the path in a challenge's
+    /// `resource.url`. Without it, the request's own scheme and host do.
     pub public_url: Option<Arc<str>>,
     /// Whose scripts may pay.
     pub cors: Cors,

@@ -4,10 +4,10 @@
 //! what is due and reports what the chain did. Every commit is durable before [`Reservation::commit`] returns, and
 //! restart restores every commit that a client was told of (invariant L5).
 //!
-//! How it is made: [`channel`] is the state machine, pure; `book` holds the channels in memory; `turns` decides who goes
-//! when; `changes` makes changes durable through the port in [`store`]; [`answers`] keeps what clients may ask for again.
-//! Every future given out here may be dropped at any time: what it waited for is given back, and what was already handed
-//! to the store is carried through.
+//! How it is made: [`channel`] is the state machine, pure; `book` holds the channels in memory; `turns` decides who
+//! goes when; `changes` makes changes durable through the port in [`store`]; [`answers`] keeps what clients may ask for
+//! again. Every future given out here may be dropped at any time: what it waited for is given back, and what was
+//! already handed to the store is carried through.
 //!
 //! A request is refused for the first of these that holds: the ledger has stopped, its total is above what any channel
 //! may be charged, the channel is not known (or is
@@ -49,8 +49,8 @@ pub struct Limits {
     pub exposure_max: Option<Amount>,
     /// The most that may be charged and not yet claimed on one channel.
     pub channel_exposure_max: Option<Amount>,
-    /// The most that may be charged on one channel over its whole life: what a signer lets one claim name. More could be
-    /// served and never be claimed, even where the payer has deposited it.
+    /// The most that may be charged on one channel over its whole life: what a signer lets one claim name. More could
+    /// be served and never be claimed, even where the payer has deposited it.
     pub channel_charged_max: Option<Amount>,
     /// How many requests of one channel may wait for their turn.
     pub waiters_per_channel_max: usize,
@@ -66,8 +66,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// No limit of exposure; 64 waiting requests for each channel, 10 s behind predecessors, 250 ms at a gap; 10 minutes
-    /// for a request; answers by their own default.
+    /// No limit of exposure; 64 waiting requests for each channel, 10 s behind predecessors, 250 ms at a gap; 10
+    /// minutes for a request; answers by their own default.
     fn default() -> Self {
         Self {
             exposure_max: None,
@@ -188,8 +188,8 @@ impl Ledger {
     /// Reserves a request's price, in voucher order; waits for predecessors within the limits. A deposit that opens a
     /// channel reserves on one that is not yet known.
     ///
-    /// A voucher equal to the one in flight waits for its outcome: it goes if that is released, and is a mismatch if it is
-    /// charged. So one voucher pays for one delivery, however often it is sent.
+    /// A voucher equal to the one in flight waits for its outcome: it goes if that is released, and is a mismatch if it
+    /// is charged. So one voucher pays for one delivery, however often it is sent.
     ///
     /// # Errors
     /// [`Refused`]; nothing is changed.
@@ -210,8 +210,8 @@ impl Ledger {
     }
 
     /// Takes up what the chain says of a channel: a rising watermark, a new status. Durable before it returns where it
-    /// changed anything but the time of reading. Readings may come in any order; of a channel that is not known, and what
-    /// the chain's program cannot have written, is ignored.
+    /// changed anything but the time of reading. Readings may come in any order; of a channel that is not known, and
+    /// what the chain's program cannot have written, is ignored.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -228,8 +228,8 @@ impl Ledger {
         self.core.change(*id, Plan::Forget, || ()).await.map(drop)
     }
 
-    /// Visits every channel, a shard at a time; what changes meanwhile may be seen before or after. No lock is held while
-    /// `visit` runs.
+    /// Visits every channel, a shard at a time; what changes meanwhile may be seen before or after. No lock is held
+    /// while `visit` runs.
     pub fn for_each(&self, visit: &mut dyn FnMut(&ChannelRecord)) {
         self.core.book.for_each(visit);
     }
@@ -247,8 +247,9 @@ impl Ledger {
         self.core.book.counts()
     }
 
-    /// Resolves when the exposure has come near a limit (four fifths of it), or a request was refused for it: settlement
-    /// need not wait for its interval. For one listener; what happened while it was not listening counts once.
+    /// Resolves when the exposure has come near a limit (four fifths of it), or a request was refused for it:
+    /// settlement need not wait for its interval. For one listener; what happened while it was not listening counts
+    /// once.
     pub async fn pressed(&self) {
         self.core.book.pressed.notified().await;
     }
@@ -386,8 +387,9 @@ impl Reservation {
     }
 
     /// Charges the reserved price and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
-    /// The request's answer may be delivered when this has returned a receipt, and not otherwise: after an error the same
-    /// voucher may pay for another request. Dropped before it returns, it charges or releases, whichever is true by then.
+    /// The request's answer may be delivered when this has returned a receipt, and not otherwise: after an error the
+    /// same voucher may pay for another request. Dropped before it returns, it charges or releases, whichever is true
+    /// by then.
     ///
     /// # Errors
     /// [`StoreError`]: nothing was charged. The store failed and the ledger has stopped, or this one charge cannot be
@@ -456,8 +458,8 @@ impl CloseGuard {
         self.core.book.with(&self.id, |slot| slot.record()).unwrap_or_else(|| (*self.last).clone())
     }
 
-    /// Takes no more payments, durably: to be called before a close is sent. After a crash the channel stays so, and can
-    /// be closed again.
+    /// Takes no more payments, durably: to be called before a close is sent. After a crash the channel stays so, and
+    /// can be closed again.
     ///
     /// # Errors
     /// [`StoreError`]; the close must not be sent.
@@ -473,8 +475,8 @@ impl CloseGuard {
         self.core.change(self.id, Plan::Shut { ticket: self.ticket, shut: false }, || ()).await.map(drop)
     }
 
-    /// Closes it for good, with the final state that the chain confirmed; durable when this returns, and carried through
-    /// if the caller goes away.
+    /// Closes it for good, with the final state that the chain confirmed; durable when this returns, and carried
+    /// through if the caller goes away.
     ///
     /// # Errors
     /// [`StoreError`].

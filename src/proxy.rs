@@ -10,8 +10,8 @@
 //! a failure to get one: the former is `Ok`, the latter `Err`. It need not name a type of this module: the body, the
 //! response body and the error may stay parameters.
 //!
-//! Owns sockets, threads, connections, header hygiene, streaming, upgrades, limits and timeouts, and the drain. Promises
-//! that bodies are streamed and never collected, that nothing waits without end, and that a request which is
+//! Owns sockets, threads, connections, header hygiene, streaming, upgrades, limits and timeouts, and the drain.
+//! Promises that bodies are streamed and never collected, that nothing waits without end, and that a request which is
 //! under way when a drain begins is answered. Refuses `CONNECT`, HTTP/1.1 requests without exactly one `Host`, and
 //! whatever is over a limit. Framing is hyper's: a request with both `Content-Length` and `Transfer-Encoding`, which
 //! could be smuggled past somebody, goes on with the latter only and its connection is closed.

@@ -1,8 +1,8 @@
 //! Every metric's name, labels and help, and how logs are written.
 //!
-//! Metrics follow Prometheus' conventions: base units, `_total` for counters, amounts in atomic units with their asset as
-//! a label. Per-route handles are made once ([`Telemetry::route`]), so that counting on the request path costs an atomic
-//! addition. Logs are JSON lines on standard error; no field ever holds a secret.
+//! Metrics follow Prometheus' conventions: base units, `_total` for counters, amounts in atomic units with their asset
+//! as a label. Per-route handles are made once ([`Telemetry::route`]), so that counting on the request path costs an
+//! atomic addition. Logs are JSON lines on standard error; no field ever holds a secret.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -256,8 +256,8 @@ pub enum LogFormat {
     Text,
 }
 
-/// Sends logs to standard error. `filter` is a level or a list of `target=level`; the environment's `RUST_LOG` wins. Does
-/// nothing where logs go somewhere already.
+/// Sends logs to standard error. `filter` is a level or a list of `target=level`; the environment's `RUST_LOG` wins.
+/// Does nothing where logs go somewhere already.
 pub fn init_logs(format: LogFormat, filter: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env()

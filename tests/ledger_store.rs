@@ -453,8 +453,8 @@ async fn killed_while_charging() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// The power goes at any byte of the log: every charge that was acknowledged while the log was shorter is there, each
-    /// with its answer and none without, and the channels are as they were at some moment.
+    /// The power goes at any byte of the log: every charge that was acknowledged while the log was shorter is there,
+    /// each with its answer and none without, and the channels are as they were at some moment.
     #[test]
     fn power_lost_at_any_byte(cut in 0u64..=1000, torn in any::<u8>()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -1,5 +1,5 @@
-//! The upstream, and the proxy that does nothing but pass on: hyper's server and hyper-util's client, one current-thread
-//! runtime for each processor on one port, as Turnpike has it.
+//! The upstream, and the proxy that does nothing but pass on: hyper's server and hyper-util's client, one
+//! current-thread runtime for each processor on one port, as Turnpike has it.
 
 use std::convert::Infallible;
 use std::future::Future;

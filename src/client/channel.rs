@@ -1,7 +1,7 @@
 //! A channel as its payer keeps it, and the payments that open, fill and use it.
 //!
-//! Every value is a function of what was signed and what the server proved: [`ClientChannel::promise`] makes the channel
-//! as it will be, and only [`ClientChannel::accept`] with the server's answer makes it the one to go on from.
+//! Every value is a function of what was signed and what the server proved: [`ClientChannel::promise`] makes the
+//! channel as it will be, and only [`ClientChannel::accept`] with the server's answer makes it the one to go on from.
 
 use std::sync::Arc;
 

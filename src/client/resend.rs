@@ -1,8 +1,8 @@
 //! Lost answers: which payment was sent last, and sending the very same again.
 //!
 //! Promises: a payment is sent more than once only with an id, which the server has offered to take, and then byte for
-//! byte the same; so it is charged once however often it is sent. Source: `extensions/payment_identifier.md`, "Recovering a
-//! Lost Response".
+//! byte the same; so it is charged once however often it is sent. Source: `extensions/payment_identifier.md`,
+//! "Recovering a Lost Response".
 
 use std::time::Duration;
 
@@ -53,7 +53,8 @@ pub(super) const MISSED_MAX: Duration = Duration::from_secs(60);
 const RESEND_WAITS: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(500)];
 
 impl Client {
-    /// Sends a payment. One with an id is sent again, the very same, where its answer is lost. Also says whether it was.
+    /// Sends a payment. One with an id is sent again, the very same, where its answer is lost. Also says whether it
+    /// was.
     pub(super) async fn send_paid(
         &self,
         request: &Request,
@@ -85,7 +86,8 @@ impl Client {
     }
 }
 
-/// The value of the `PAYMENT-SIGNATURE` header, with an id of its own where the server offers to take one; whether it has.
+/// The value of the `PAYMENT-SIGNATURE` header, with an id of its own where the server offers to take one; whether it
+/// has.
 pub(super) fn identified_header(
     required: &PaymentRequired,
     offer: &PaymentRequirements,

@@ -158,8 +158,8 @@ impl Gate {
         }
     }
 
-    /// A channel's chain state, fresh enough to go by; `None` where the chain has no such channel. What is read is taken
-    /// up by the ledger.
+    /// A channel's chain state, fresh enough to go by; `None` where the chain has no such channel. What is read is
+    /// taken up by the ledger.
     pub(super) async fn look(
         &self,
         facilitator: &Arc<dyn Facilitator>,

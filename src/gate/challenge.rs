@@ -1,7 +1,7 @@
 //! What a route offers: its requirements, prepared once, and the `PaymentRequired` made from them.
 //!
-//! Only hints change from challenge to challenge. A corrective answer adds the channel's state to the one offer that the
-//! client accepted (`scheme_batch_settlement_svm.md`, section 4.6).
+//! Only hints change from challenge to challenge. A corrective answer adds the channel's state to the one offer that
+//! the client accepted (`scheme_batch_settlement_svm.md`, section 4.6).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -181,7 +181,8 @@ pub(super) fn channel_state(channel: &ChannelRecord) -> ChannelState {
 /// The most routes that are kept prepared; above that, all are prepared anew.
 const PREPARED_MAX: usize = 4_096;
 
-/// The routes that were asked for, prepared. A route is known by its address, which stays its own while it is held here.
+/// The routes that were asked for, prepared. A route is known by its address, which stays its own while it is held
+/// here.
 pub(super) struct Challenges {
     prepared: RwLock<HashMap<usize, Arc<Prepared>>>,
     extensions: Arc<Map<String, Value>>,

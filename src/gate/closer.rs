@@ -1,9 +1,9 @@
 //! Closes metered channels: within a request's time, and behind it until it is done.
 //!
-//! A channel that is journalled is followed until the chain has closed it or never opened it. It is closed at its charge
-//! only where the answer was delivered and the charge has not expired, and at nothing otherwise
-//! (`scheme_upto_svm.md`, section 6.2: never charge on a guess). After a restart, a close that was sent is given the time
-//! to land before another is made.
+//! A channel that is journalled is followed until the chain has closed it or never opened it. It is closed at its
+//! charge only where the answer was delivered and the charge has not expired, and at nothing otherwise
+//! (`scheme_upto_svm.md`, section 6.2: never charge on a guess). After a restart, a close that was sent is given the
+//! time to land before another is made.
 
 use std::collections::HashMap;
 use std::sync::Arc;

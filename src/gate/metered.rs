@@ -1,8 +1,8 @@
 //! The flow of scheme `upto`: open, serve, close at the charge.
 //!
 //! A request's channel is opened before the upstream is called and closed before its answer leaves. From the moment the
-//! open may be on chain, a task of its own owns the channel, so that it is closed whatever becomes of the request: at the
-//! charge where the answer was a success, at nothing everywhere else. Every step is journalled before it is taken.
+//! open may be on chain, a task of its own owns the channel, so that it is closed whatever becomes of the request: at
+//! the charge where the answer was a success, at nothing everywhere else. Every step is journalled before it is taken.
 //! Source: `scheme_upto_svm.md`, section 5, phases 3 and 4.
 //!
 //! What happens where the close does not go through, by the rules "never charge for what was not delivered" and "never

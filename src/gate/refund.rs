@@ -176,7 +176,8 @@ impl Close {
         if channel.charged != self.voucher.cumulative {
             return send(answer, Err(Failed::Denied(unequal().correcting(channel))));
         }
-        // A close that lands after a crash of ours settles this total and no more, so nothing more may be charged from here.
+        // A close that lands after a crash of ours settles this total and no more, so nothing more may be charged from
+        // here.
         if let Err(error) = guard.shut().await {
             return send(answer, Err(Failed::Denied(Denial::stopped(&error))));
         }
@@ -207,7 +208,8 @@ impl Close {
         }
     }
 
-    /// Watches a close that was sent until it has landed or can no longer land. The channel takes no payments meanwhile.
+    /// Watches a close that was sent until it has landed or can no longer land. The channel takes no payments
+    /// meanwhile.
     async fn follow(self, guard: CloseGuard, channel: &ChannelRecord, transaction: Signature, done: &Mutex<Done>) {
         let sent = self.clock.now();
         let mut wait = self.retry.wait_min;

@@ -1,13 +1,14 @@
 //! Lost answers, had again: extension `payment-identifier`.
 //!
-//! A payment that carries an id is known by it: the same payment for the same request gets the answer that was sent, looked
-//! up before the payment is verified, for it may not verify any more; anything else under that id is a conflict. While the
-//! first request is being served, its repeats wait for it. What is refused or released is not remembered: its id is free.
+//! A payment that carries an id is known by it: the same payment for the same request gets the answer that was sent,
+//! looked up before the payment is verified, for it may not verify any more; anything else under that id is a conflict.
+//! While the first request is being served, its repeats wait for it. What is refused or released is not remembered: its
+//! id is free.
 //!
 //! Promises: a repeat that is answered from here never reaches the upstream and never charges; an answer is given to
-//! nobody but who sends the exact payment that it was given to, for the same method, host, path and query. The lookup is
-//! unauthenticated, so it says nothing to anybody else but that an id is taken; ids are scoped by host and by the payer that
-//! the payment names, and only a charge keeps one, so nobody can take another payer's.
+//! nobody but who sends the exact payment that it was given to, for the same method, host, path and query. The lookup
+//! is unauthenticated, so it says nothing to anybody else but that an id is taken; ids are scoped by host and by the
+//! payer that the payment names, and only a charge keeps one, so nobody can take another payer's.
 //!
 //! Source: `extensions/payment_identifier.md`, "Idempotency Behavior" and "Recovering a Lost Response".
 
@@ -201,8 +202,8 @@ impl Replays {
 /// The digests of a request with an id.
 fn answer_id(id: &str, request: &AdmitRequest<'_>, header: &[u8], payment: &PaymentPayload) -> AnswerId {
     let host = request.host.unwrap_or_default().to_ascii_lowercase();
-    // Who pays, as each scheme's payload says it; whether it is true shows when it is verified, and only then is anything
-    // kept. Both count, so that nobody passes for another by naming two.
+    // Who pays, as each scheme's payload says it; whether it is true shows when it is verified, and only then is
+    // anything kept. Both count, so that nobody passes for another by naming two.
     let named = |pointer: &str| payment.payload.pointer(pointer).and_then(Value::as_str).unwrap_or_default().as_bytes();
     let (payer, from) = (named("/channelConfig/payer"), named("/from"));
     AnswerId {

@@ -1,7 +1,7 @@
 //! Collects an answer's body before it is charged, where the answer is to be kept.
 //!
-//! Promises: no more than the limit and one frame is held; what is too long, takes too long to end, or ends with trailers
-//! comes back with nothing of it lost, to be streamed on.
+//! Promises: no more than the limit and one frame is held; what is too long, takes too long to end, or ends with
+//! trailers comes back with nothing of it lost, to be streamed on.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

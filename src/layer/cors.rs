@@ -1,8 +1,8 @@
 //! What browsers need to pay: the payment headers made visible to scripts, and preflights that cost nothing.
 //!
 //! Where origins are allowed here, preflights of theirs are answered here and our own answers can be read by them.
-//! Everywhere else cross-origin access is the upstream's business: its preflights pass free, and only what it cannot know
-//! is added to its answers, namely our headers' names.
+//! Everywhere else cross-origin access is the upstream's business: its preflights pass free, and only what it cannot
+//! know is added to its answers, namely our headers' names.
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,

@@ -1,9 +1,9 @@
 //! Which answers are kept, for clients that lost theirs: an index in memory over bodies in the store.
 //!
-//! Owns who is found and who has to go. Promises: never more than the limits, the oldest go first, and an answer is found
-//! from the moment that it is durable until its time is over. What has to go is not found any more at once and is deleted
-//! behind the requests, a few records at a time (`tidy`); what waits to be deleted counts too (`has_room`),
-//! so the file stays bounded even where deleting falls behind.
+//! Owns who is found and who has to go. Promises: never more than the limits, the oldest go first, and an answer is
+//! found from the moment that it is durable until its time is over. What has to go is not found any more at once and is
+//! deleted behind the requests, a few records at a time (`tidy`); what waits to be deleted counts too (`has_room`), so
+//! the file stays bounded even where deleting falls behind.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,8 @@
 //! The channels in memory: a sharded map, and the totals over it.
 //!
-//! Owns where a channel's state lives and what it weighs: one box of 320 bytes for an idle channel, and a second one only
-//! while a request is in flight, waits, or the channel is being written or closed. A shard's lock is held for a few
-//! hundred nanoseconds and never across an await; whoever is woken is woken after it is given back. Totals are kept
+//! Owns where a channel's state lives and what it weighs: one box of 320 bytes for an idle channel, and a second one
+//! only while a request is in flight, waits, or the channel is being written or closed. A shard's lock is held for a
+//! few hundred nanoseconds and never across an await; whoever is woken is woken after it is given back. Totals are kept
 //! from the difference that each visit makes, so no path can forget them. Measured in `docs/decisions/0003`.
 
 use std::collections::VecDeque;
@@ -293,8 +293,8 @@ impl Book {
         answer
     }
 
-    /// Holds an amount's room under the limits, on a channel that has so much exposure; the totals give it back when the
-    /// request in flight has ended.
+    /// Holds an amount's room under the limits, on a channel that has so much exposure; the totals give it back when
+    /// the request in flight has ended.
     pub(super) fn room(&self, amount: Amount, exposure: Amount) -> bool {
         let fits = |max: Option<Amount>, sum: Option<Amount>| max.is_none_or(|max| sum.is_some_and(|sum| sum <= max));
         let mut totals = self.totals.lock();

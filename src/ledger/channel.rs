@@ -375,8 +375,8 @@ impl Channel {
 
     /// Charges the price in flight; where a deposit came along, `on_chain` is the channel after it.
     ///
-    /// The payer may have put the very voucher in flight on chain (anyone may send `settle`). Then the charge is already
-    /// claimed and the request is paid. A claim beyond that voucher means that it had been used before.
+    /// The payer may have put the very voucher in flight on chain (anyone may send `settle`). Then the charge is
+    /// already claimed and the request is paid. A claim beyond that voucher means that it had been used before.
     ///
     /// # Errors
     /// [`Denied`]: nothing is in flight, the deposit is not there, the channel's watermark is final so that nothing
@@ -412,8 +412,9 @@ impl Channel {
         .checked()
     }
 
-    /// Takes up what the chain says. A watermark above what was charged means that our record is behind (it was lost, or
-    /// the payer sent a voucher to the chain that we had not charged yet): then what was claimed counts as charged (L1).
+    /// Takes up what the chain says. A watermark above what was charged means that our record is behind (it was lost,
+    /// or the payer sent a voucher to the chain that we had not charged yet): then what was claimed counts as charged
+    /// (L1).
     ///
     /// # Errors
     /// [`Denied::Implausible`]: the reading is ignored.
@@ -425,7 +426,8 @@ impl Channel {
         let unclaimed_since = if on_chain.claimed >= self.charged {
             None
         } else if on_chain.claimed > self.on_chain.claimed {
-            // Everything up to some voucher is claimed; what is left was charged later, at the latest with the last one.
+            // Everything up to some voucher is claimed; what is left was charged later, at the latest with the last
+            // one.
             Some(self.last_used)
         } else {
             self.unclaimed_since
@@ -442,7 +444,8 @@ impl Channel {
     }
 
     /// Lets no more requests in, so as to close the channel. A channel that its payer is closing can be closed by us
-    /// too, with the last voucher, and one that was shut for a close whose fate nobody knows any more can be closed again.
+    /// too, with the last voucher, and one that was shut for a close whose fate nobody knows any more can be closed
+    /// again.
     ///
     /// # Errors
     /// [`Denied::Closing`] where we are closing it already, or where it is closed; [`Denied::Unknown`].

@@ -1,7 +1,7 @@
 //! A store in memory, for tests and simulation: it can be told to fail, to be slow, and to crash.
 //!
-//! It forgets everything with the process. Its writes are durable in the sense of the port: a crash ([`MemoryStore::crash`])
-//! keeps what was durable and forgets the rest, as a disk would.
+//! It forgets everything with the process. Its writes are durable in the sense of the port: a crash
+//! ([`MemoryStore::crash`]) keeps what was durable and forgets the rest, as a disk would.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,8 +99,8 @@ impl MemoryStore {
         }
     }
 
-    /// Ends this store's life, as a crash of the process would, and gives the one that a restart finds: with all that was
-    /// durable and nothing else. Writes that wait are never answered.
+    /// Ends this store's life, as a crash of the process would, and gives the one that a restart finds: with all that
+    /// was durable and nothing else. Writes that wait are never answered.
     #[must_use]
     pub fn crash(&self) -> Self {
         let mut state = self.state.lock();

@@ -111,7 +111,8 @@ impl<T> Queue<T> {
         self.0.drain(..upto).collect()
     }
 
-    /// Takes out the requests whose predecessors have failed: they were led, and by the last [`Self::mark`] are no more.
+    /// Takes out the requests whose predecessors have failed: they were led, and by the last [`Self::mark`] are no
+    /// more.
     pub(super) fn take_stranded(&mut self) -> Vec<Waiter<T>> {
         self.0.extract_if(.., |w| w.was_led && !w.led).collect()
     }

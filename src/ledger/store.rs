@@ -245,8 +245,8 @@ pub type TakeChannel<'a> = dyn FnMut(ChannelRecord) -> Result<(), StoreError> + 
 pub trait Store: Send + Sync {
     /// Everything that is needed to go on after a restart.
     async fn load(&self) -> Result<Snapshot, StoreError>;
-    /// The same, with the channels handed over one by one instead of in the snapshot, so that a million of them need not
-    /// be in memory twice. Ends with the first error that `take` answers.
+    /// The same, with the channels handed over one by one instead of in the snapshot, so that a million of them need
+    /// not be in memory twice. Ends with the first error that `take` answers.
     async fn load_each(&self, take: &mut TakeChannel<'_>) -> Result<Snapshot, StoreError> {
         let mut snapshot = self.load().await?;
         for channel in std::mem::take(&mut snapshot.channels) {

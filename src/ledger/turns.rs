@@ -1,8 +1,8 @@
 //! Whose turn it is on a channel: reserving, waiting in voucher order, releasing, and taking a channel out of service.
 //!
 //! Everything is decided under the channel's shard lock; answers go out after it is given back. An answer *is* what it
-//! grants (a [`Reservation`], a [`CloseGuard`]): if whoever waited is gone, the answer is dropped, which releases it and
-//! lets the next one go. So nothing is lost when a waiting future is dropped, at whatever moment.
+//! grants (a [`Reservation`], a [`CloseGuard`]): if whoever waited is gone, the answer is dropped, which releases it
+//! and lets the next one go. So nothing is lost when a waiting future is dropped, at whatever moment.
 //!
 //! How long a request waits:
 //!
@@ -98,7 +98,8 @@ impl Core {
         self.running().map_err(|why| StoreError(format!("the ledger has stopped: {why}")))
     }
 
-    /// Stops for good and answers everyone who waits. Charging nothing is the safe thing to do until someone has looked.
+    /// Stops for good and answers everyone who waits. Charging nothing is the safe thing to do until someone has
+    /// looked.
     pub(super) fn stop(&self, why: &str) {
         if self.stopped.set(why.to_owned()).is_err() {
             return;
@@ -222,8 +223,8 @@ impl Core {
         }
     }
 
-    /// Lets those go whose turn has come, and refuses those who can no longer have one. `settled` says that a request in
-    /// flight has ended, so that whoever was led only by it has lost its predecessor.
+    /// Lets those go whose turn has come, and refuses those who can no longer have one. `settled` says that a request
+    /// in flight has ended, so that whoever was led only by it has lost its predecessor.
     pub(super) fn advance(self: &Arc<Self>, slot: &mut Slot, mut settled: bool, answers: &mut Vec<Answer>) {
         loop {
             let channel = slot.channel();

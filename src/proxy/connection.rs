@@ -4,11 +4,11 @@
 //! enough ([`Activity`]), that on a drain it ends after the requests that it has begun (HTTP/1: `Connection: close`;
 //! HTTP/2: GOAWAY), and at the drain's deadline in any case.
 //!
-//! A client that goes away is noticed while its request is still with the upstream: hyper reads on while it waits, takes
-//! the end of the stream for the client's departure, and drops the service's future. Two limits of that: a client that
-//! closes only its sending half is taken for gone too (as nginx does), and over HTTP/1 the end of the stream is not seen
-//! behind a request body that the upstream does not take, nor behind a pipelined next request; there the upstream's
-//! timeouts end the wait.
+//! A client that goes away is noticed while its request is still with the upstream: hyper reads on while it waits,
+//! takes the end of the stream for the client's departure, and drops the service's future. Two limits of that: a client
+//! that closes only its sending half is taken for gone too (as nginx does), and over HTTP/1 the end of the stream is
+//! not seen behind a request body that the upstream does not take, nor behind a pipelined next request; there the
+//! upstream's timeouts end the wait.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -200,8 +200,8 @@ impl<C: Connection, D: Future<Output = Instant>> Supervisor<'_, C, D> {
         }
     }
 
-    /// Waits until `deadline`. The timer is moved only when it has to ring earlier or has rung: that saves setting it for
-    /// every request.
+    /// Waits until `deadline`. The timer is moved only when it has to ring earlier or has rung: that saves setting it
+    /// for every request.
     fn poll_timer(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         loop {

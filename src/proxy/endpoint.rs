@@ -2,7 +2,8 @@
 //!
 //! Owns the address syntax and the pool of connections to it. `http://` is HTTP/1.1 with keep-alive; `https://` is
 //! HTTP/2 or HTTP/1.1 as ALPN decides; `h2c://` is HTTP/2 in the clear with prior knowledge. Promises that a failure
-//! to connect is told from a failure after something was sent, and that an endpoint which fails is left alone for a while.
+//! to connect is told from a failure after something was sent, and that an endpoint which fails is left alone for a
+//! while.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -144,8 +145,8 @@ pub(crate) struct NeedsHttp1;
 
 impl Pool {
     pub(crate) fn new(endpoint: Endpoint, connections: &Connections) -> Self {
-        // HTTP/2 says the host once, as `:authority`, by which connections are pooled too. So a foreign Host can be kept
-        // over HTTP/1.1 only.
+        // HTTP/2 says the host once, as `:authority`, by which connections are pooled too. So a foreign Host can be
+        // kept over HTTP/1.1 only.
         let may_http2 = endpoint.scheme == Scheme::HTTPS && !connections.preserve_host;
         let client = client(connections, may_http2, endpoint.prior_knowledge);
         let http1 = match (may_http2, endpoint.prior_knowledge) {

@@ -51,7 +51,8 @@ const PAYMENT: [&str; 5] =
 /// Removes from a request all that ends at the proxy; what [`Injected`] adds comes after.
 ///
 /// `Expect` goes too: the proxy itself answers `100 Continue`, when the upstream begins to take the body. `TE` stays as
-/// far as it asks for trailers. A field spelled with `_` for `-` is taken for the same field, as CGI and WSGI servers do.
+/// far as it asks for trailers. A field spelled with `_` for `-` is taken for the same field, as CGI and WSGI servers
+/// do.
 pub fn strip_request(headers: &mut HeaderMap) {
     let wants_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     strip_hop_by_hop(headers);

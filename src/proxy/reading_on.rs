@@ -1,8 +1,8 @@
 //! A connection to an upstream that is read on after a write has failed.
 //!
 //! An upstream may answer before it has read the whole request (403, 413) and close. What it closes, the next write
-//! finds broken, and hyper would give up there, with the answer lying unread. Promises that a failed write only stops the
-//! writing: then the answer is read, or the end of the connection, which is an error in its own right.
+//! finds broken, and hyper would give up there, with the answer lying unread. Promises that a failed write only stops
+//! the writing: then the answer is read, or the end of the connection, which is an error in its own right.
 
 use std::io;
 use std::pin::Pin;

@@ -62,7 +62,8 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// What is trusted when connecting to upstreams: the public web's roots, or instead of them `roots` as PEM (a private CA).
+/// What is trusted when connecting to upstreams: the public web's roots, or instead of them `roots` as PEM (a private
+/// CA).
 ///
 /// # Errors
 /// Where `roots` is there and holds no certificate that can be used.

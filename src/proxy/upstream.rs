@@ -12,8 +12,8 @@
 //!   response bodies included).
 //! - Bodies stream both ways at once; an answer may begin before the request has ended.
 //!
-//! Of interim answers only `101 Switching Protocols` is passed on. Trailers pass; over HTTP/1.1 they need to be announced
-//! by `Trailer`, and towards a client asked for by `TE: trailers`, because hyper writes no others.
+//! Of interim answers only `101 Switching Protocols` is passed on. Trailers pass; over HTTP/1.1 they need to be
+//! announced by `Trailer`, and towards a client asked for by `TE: trailers`, because hyper writes no others.
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -1,8 +1,8 @@
 //! Scheme `batch-settlement` on Solana, client-signed mode: its terms and the checks of its payloads.
 //!
-//! Promises that a [`VerifiedVoucher`] has the seller's own terms, the derived channel address, no expiry, an amount that
-//! the program can count, and a signature that the chain would accept (invariant L4). Refuses server-signed mode, which
-//! is not offered. Source: `scheme_batch_settlement_svm.md` sections 4.1 to 4.3 and 5, phase 3, steps 1 to 4.
+//! Promises that a [`VerifiedVoucher`] has the seller's own terms, the derived channel address, no expiry, an amount
+//! that the program can count, and a signature that the chain would accept (invariant L4). Refuses server-signed mode,
+//! which is not offered. Source: `scheme_batch_settlement_svm.md` sections 4.1 to 4.3 and 5, phase 3, steps 1 to 4.
 
 use std::sync::Arc;
 

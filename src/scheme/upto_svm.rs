@@ -1,8 +1,8 @@
 //! Scheme `upto` on Solana: its terms and the checks of its payload that need neither chain nor transaction.
 //!
 //! Promises that a [`VerifiedOpen`] has the seller's own terms, a deposit of exactly the ceiling, the derived channel
-//! address and a life that has begun, is not over, and is no longer than was offered. The open transaction itself is the
-//! facilitator's to check. Source: `scheme_upto_svm.md` sections 4.1, 4.2 and 5, phase 3, steps 0 to 3, 5 and 7.
+//! address and a life that has begun, is not over, and is no longer than was offered. The open transaction itself is
+//! the facilitator's to check. Source: `scheme_upto_svm.md` sections 4.1, 4.2 and 5, phase 3, steps 0 to 3, 5 and 7.
 
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ pub const SCHEME: &str = "upto";
 /// How far a client's clock may run ahead of ours where it sets the deadline.
 pub const CLOCK_SKEW_SECONDS: i64 = 60;
 
-/// The least time that must be left to serve a request and close its channel; half of what was offered where that is less.
+/// The least time that must be left to serve a request and close its channel; half of what was offered where that is
+/// less.
 pub const LIFE_SECONDS_MIN: i64 = 10;
 
 /// What the scheme adds to the requirements.
@@ -70,7 +71,8 @@ pub struct Offered {
     pub lifetime_seconds_max: u64,
 }
 
-/// A one-request channel that may be opened once the facilitator has accepted its transaction. Only [`verify`] makes one.
+/// A one-request channel that may be opened once the facilitator has accepted its transaction. Only [`verify`] makes
+/// one.
 #[derive(Clone, Debug)]
 pub struct VerifiedOpen {
     terms: Terms,

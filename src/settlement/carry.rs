@@ -51,8 +51,8 @@ impl Settlement {
         }
     }
 
-    /// Takes a channel that is to be sealed out of service, and its last voucher into the draft. Waits for requests that
-    /// are being served, unless the deadline is near.
+    /// Takes a channel that is to be sealed out of service, and its last voucher into the draft. Waits for requests
+    /// that are being served, unless the deadline is near.
     async fn close(&self, draft: &mut Draft) -> Result<Option<CloseGuard>, Unmade> {
         let Some(line) = draft.lines().first().filter(|line| line.action == Action::Seal) else {
             return Ok(None);

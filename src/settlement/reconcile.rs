@@ -166,8 +166,8 @@ impl Settlement {
         Ok(moved)
     }
 
-    /// The channel was drained, by this batch or after it, and the account is gone: what it held at the end is known from
-    /// the batch.
+    /// The channel was drained, by this batch or after it, and the account is gone: what it held at the end is known
+    /// from the batch.
     async fn take_up_end(&self, record: &ChannelRecord, amount: Amount, read_at: UnixMillis) -> Result<(), StoreError> {
         let claimed = record.on_chain.claimed.max(amount);
         let end = OnChain {

@@ -121,8 +121,8 @@ impl FrostSigner {
         Self(Arc::new(Inner { judge: Judge::new(rules, quorum.group), quorum }))
     }
 
-    /// Judges and signs on the calling thread. It takes a request as a proxy that lies could make it: nothing here relies
-    /// on anybody's approval.
+    /// Judges and signs on the calling thread. It takes a request as a proxy that lies could make it: nothing here
+    /// relies on anybody's approval.
     ///
     /// # Errors
     /// As [`Signer::sign`].
@@ -147,7 +147,8 @@ impl Signer for FrostSigner {
 
     async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
         let request = approved.into_request();
-        // A signature is 0.4 ms of arithmetic, twenty times a proxied request: too long for a thread that serves others.
+        // A signature is 0.4 ms of arithmetic, twenty times a proxied request: too long for a thread that serves
+        // others.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return self.sign_blocking(&request);
         };

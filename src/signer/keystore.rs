@@ -20,10 +20,10 @@
 //! | `ciphertext` | the encrypted 32-byte share (a scalar, little endian) and its 16-byte tag |
 //! | `checksum` | SHA-256 over associated data and ciphertext: tells a damaged file from a wrong passphrase |
 //!
-//! The associated data are, in this order and without separators: the 20 bytes `turnpike share file\0`, `version` (u32),
-//! length (u16) and bytes of `scheme`, `group`, `identifier` (u16), the three `verifying_shares`, length and bytes of
-//! `kdf.name`, `memory_kib`, `passes`, `lanes` (u32 each), `salt`, length and bytes of `cipher`, `nonce`. Integers are
-//! little endian.
+//! The associated data are, in this order and without separators: the 20 bytes `turnpike share file\0`, `version`
+//! (u32), length (u16) and bytes of `scheme`, `group`, `identifier` (u16), the three `verifying_shares`, length and
+//! bytes of `kdf.name`, `memory_kib`, `passes`, `lanes` (u32 each), `salt`, length and bytes of `cipher`, `nonce`.
+//! Integers are little endian.
 
 use std::fmt;
 use std::fs::OpenOptions;

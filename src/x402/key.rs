@@ -1,6 +1,7 @@
 //! A 32-byte public key or address with its base58 text, as Solana writes it, and a 64-byte signature likewise.
 //!
-//! Every paid request reads and writes a dozen of these, so it is `five8` that converts: it knows both lengths beforehand.
+//! Every paid request reads and writes a dozen of these, so it is `five8` that converts: it knows both lengths
+//! beforehand.
 
 use std::fmt;
 use std::str::FromStr;

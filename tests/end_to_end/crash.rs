@@ -1,6 +1,6 @@
-//! Killed under load, again and again: what clients were told that they were charged is exactly what the ledger holds, no
-//! answer is sold twice and none that was paid for is missing, and the settlement that follows pays the merchant exactly
-//! that. And an answer that is cut off on its way costs its client nothing but a second request.
+//! Killed under load, again and again: what clients were told that they were charged is exactly what the ledger holds,
+//! no answer is sold twice and none that was paid for is missing, and the settlement that follows pays the merchant
+//! exactly that. And an answer that is cut off on its way costs its client nothing but a second request.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -139,8 +139,8 @@ async fn no_charge_is_lost_none_is_doubled_and_every_answer_arrives() {
             }));
         }
         if !last {
-            // Not a wait for something: the moment of the kill is what is random here. The first lives are short, so that
-            // some end while channels are being opened.
+            // Not a wait for something: the moment of the kill is what is random here. The first lives are short, so
+            // that some end while channels are being opened.
             let longest = if life < 5 { 60 } else { 400 };
             tokio::time::sleep(Duration::from_millis(5 + next(&mut moment) % longest)).await;
             turnpike.process.child.kill().unwrap();
@@ -171,8 +171,8 @@ async fn ties_out(shop: &Shop, turnpike: &Turnpike, payers: &[Arc<Client>], got:
         assert_eq!(charged, got.last().unwrap().total, "the ledger holds what the client was told");
         charged_in_all += charged;
     }
-    // No call of the upstream was sold twice. One that a kill struck before its charge was made for nothing: at most one
-    // for each client and kill.
+    // No call of the upstream was sold twice. One that a kill struck before its charge was made for nothing: at most
+    // one for each client and kill.
     let bodies: HashSet<&str> = got.iter().flatten().map(|got| got.body.as_str()).collect();
     let sold = u64::try_from(got.iter().map(Vec::len).sum::<usize>()).unwrap();
     assert_eq!(u64::try_from(bodies.len()).unwrap(), sold, "an answer was sold twice");

@@ -1,5 +1,5 @@
-//! The reference client (npm's `@x402/fetch` with `@x402/svm`, scheme `upto`), unchanged but for its RPC's address, and its
-//! extension `payment-identifier` (`@x402/extensions`).
+//! The reference client (npm's `@x402/fetch` with `@x402/svm`, scheme `upto`), unchanged but for its RPC's address, and
+//! its extension `payment-identifier` (`@x402/extensions`).
 
 use std::io::Write;
 use std::process::Command;

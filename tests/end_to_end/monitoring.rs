@@ -1,5 +1,5 @@
-//! Prometheus, as Debian packages it, scrapes a running proxy; every alert rule is valid and every panel of the dashboard
-//! has data after a little load.
+//! Prometheus, as Debian packages it, scrapes a running proxy; every alert rule is valid and every panel of the
+//! dashboard has data after a little load.
 
 use std::io::Write;
 use std::process::Command;
@@ -64,7 +64,8 @@ async fn every_panel_has_data_after_a_load() {
     prometheus.wait_for("prometheus", |line| line.contains("Server is ready").then_some(()));
     let prometheus = format!("http://127.0.0.1:{port}");
 
-    // Two rounds of load with a scrape between them, so that there is something to rate; then all that a panel asks for.
+    // Two rounds of load with a scrape between them, so that there is something to rate; then all that a panel asks
+    // for.
     let payer = client(turnpike.rpc_url.as_ref().unwrap(), 60, 5_000_000, 100_000).await;
     let paid = Request::get(turnpike.url("/v1/a"));
     let broken = Request::get(turnpike.url("/v1/broken"));

@@ -1,5 +1,5 @@
-//! HTTP beyond the plain request, through the paid gate of `turnpike serve` with nginx behind it: bodies that wait to be
-//! asked for, trailers, HTTP/2 on both sides, upgrades.
+//! HTTP beyond the plain request, through the paid gate of `turnpike serve` with nginx behind it: bodies that wait to
+//! be asked for, trailers, HTTP/2 on both sides, upgrades.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

@@ -1,7 +1,7 @@
 //! Doubles of the gate's ports, and a client. The ledger and the gate are the real ones.
 //!
-//! The facilitator double keeps channels in a map, believes every transaction it can decode, and can be told to fail. The
-//! store double keeps nothing but what a restart needs.
+//! The facilitator double keeps channels in a map, believes every transaction it can decode, and can be told to fail.
+//! The store double keeps nothing but what a restart needs.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

@@ -183,8 +183,9 @@ async fn a_deposit_ahead_counts_for_those_behind_it() {
     ledger.health().unwrap();
 }
 
-/// Many requests on few channels from many tasks on two threads; some are given up at random moments. Every voucher pays
-/// for one delivery at most, and what the ledger charged is what was delivered or given up after the charge had begun.
+/// Many requests on few channels from many tasks on two threads; some are given up at random moments. Every voucher
+/// pays for one delivery at most, and what the ledger charged is what was delivered or given up after the charge had
+/// begun.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_served_twice_under_load() {
     let store = Arc::new(MemoryStore::new());

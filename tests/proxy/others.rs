@@ -1,5 +1,5 @@
-//! In front of a server, and behind a client, that are not ours. Where Python is not installed it is passed over, and said
-//! so; nginx stands behind the whole proxy in `end_to_end/nginx.rs`.
+//! In front of a server, and behind a client, that are not ours. Where Python is not installed it is passed over, and
+//! said so; nginx stands behind the whole proxy in `end_to_end/nginx.rs`.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -169,7 +169,8 @@ impl Books {
         }
     }
 
-    /// Nothing is left to do: every unit is where it belongs. `claims` is what our transactions claimed of each channel.
+    /// Nothing is left to do: every unit is where it belongs. `claims` is what our transactions claimed of each
+    /// channel.
     pub fn close(
         &mut self,
         chain: &SandboxChain,

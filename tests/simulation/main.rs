@@ -3,12 +3,12 @@
 //!
 //! Several things go on at once and are polled in an order of chance; any of them may be dropped at any poll, and the
 //! power may fail at any call of the chain, the disk or the signer, so that a life ends between any two steps. The next
-//! one finds what was durable. The invariants are checked whenever something has ended; at the end every unit of money is
-//! where it belongs.
+//! one finds what was durable. The invariants are checked whenever something has ended; at the end every unit of money
+//! is where it belongs.
 //!
-//! One number makes a world: `TURNPIKE_SEED=k` runs one again, `TURNPIKE_SEEDS=n` chooses how many (10,000). The signer is
-//! a double: one Ed25519 key in place of the threshold key, which is tested elsewhere; the signer's own rules judge every
-//! request, as they do in the threshold signer.
+//! One number makes a world: `TURNPIKE_SEED=k` runs one again, `TURNPIKE_SEEDS=n` chooses how many (10,000). The signer
+//! is a double: one Ed25519 key in place of the threshold key, which is tested elsewhere; the signer's own rules judge
+//! every request, as they do in the threshold signer.
 
 mod books;
 mod client;
@@ -113,7 +113,8 @@ fn money_ties_out_in_every_world() {
         }
     }
     println!("{} worlds: {counts:?}", end - first);
-    // A simulation in which little happens shows little: so often in a hundred worlds at least, seldom enough to be sure.
+    // A simulation in which little happens shows little: so often in a hundred worlds at least, seldom enough to be
+    // sure.
     let worlds = end - first;
     for (what, count, in_a_hundred) in [
         ("calls delivered", counts.delivered, 700),

@@ -1,8 +1,8 @@
-//! What a life of the proxy reaches the world through: chain, disk and signer, each with points at which others go on and
-//! at which the power may fail.
+//! What a life of the proxy reaches the world through: chain, disk and signer, each with points at which others go on
+//! and at which the power may fail.
 //!
-//! A life that has lost its power is never answered again, neither the requests in flight nor the tasks behind them. That
-//! is a crash: what was sent and written stays, and nothing more happens.
+//! A life that has lost its power is never answered again, neither the requests in flight nor the tasks behind them.
+//! That is a crash: what was sent and written stays, and nothing more happens.
 
 use std::collections::HashMap;
 use std::future::{pending, poll_fn};

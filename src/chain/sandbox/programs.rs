@@ -1,8 +1,8 @@
 //! The programs that the sandbox knows, by their addresses.
 //!
-//! The payment-channels program follows its documents and, in the order of its checks, its source; the others do what is
-//! publicly known of them. Error codes are the real programs' own.
-//! The compute units are nominal: high enough that a limit of zero fails, and not measured on a cluster.
+//! The payment-channels program follows its documents and, in the order of its checks, its source; the others do what
+//! is publicly known of them. Error codes are the real programs' own. The compute units are nominal: high enough that a
+//! limit of zero fails, and not measured on a cluster.
 
 pub(super) mod ata;
 pub(super) mod channels;

@@ -48,7 +48,8 @@ impl<L> Tree<L> {
         Ok(Self { router: router.build() })
     }
 
-    /// The leaf of the most specific pattern that matches a canonical path. Allocates nothing for up to four parameters.
+    /// The leaf of the most specific pattern that matches a canonical path. Allocates nothing for up to four
+    /// parameters.
     pub(super) fn find(&self, path: &str) -> Option<&L> {
         self.router.search(&masked(path)).map(|found| found.data().as_ref())
     }

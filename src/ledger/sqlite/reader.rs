@@ -1,7 +1,7 @@
 //! Reads kept answers from the ledger's file, beside the writer and without holding it up.
 //!
-//! A thread and a read-only connection of its own: in write-ahead mode readers and the writer do not wait for one another,
-//! so however often answers are asked for again, charges are not slower for it. Refuses to queue more than
+//! A thread and a read-only connection of its own: in write-ahead mode readers and the writer do not wait for one
+//! another, so however often answers are asked for again, charges are not slower for it. Refuses to queue more than
 //! [`READS_WAITING_MAX`] reads; who asks then comes again.
 
 use std::path::{Path, PathBuf};

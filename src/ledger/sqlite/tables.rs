@@ -1,9 +1,9 @@
 //! The tables, their migrations, and the one place where rows become records and back.
 //!
 //! Amounts are 16-byte big-endian blobs: SQLite's integers are signed and end at 2^63, a mint's amounts at 2^64 and
-//! `Amount` at 2^128; a blob of fixed size holds them all exactly, is cheap to read, and sorts as the numbers do. A `u64`
-//! that is no amount (salt, slot, height) is kept as the signed integer with the same bits. To read an amount by hand:
-//! `SELECT hex(charged) FROM channels`.
+//! `Amount` at 2^128; a blob of fixed size holds them all exactly, is cheap to read, and sorts as the numbers do. A
+//! `u64` that is no amount (salt, slot, height) is kept as the signed integer with the same bits. To read an amount by
+//! hand: `SELECT hex(charged) FROM channels`.
 
 use std::sync::Arc;
 

@@ -101,8 +101,8 @@ impl<'a> Script<'a> {
         Ok(())
     }
 
-    /// Takes the optional compute budget prefix: at most a limit and then a price, both bounded. Where the limit is left
-    /// out, the fee may not be above what the two bounds allow together.
+    /// Takes the optional compute budget prefix: at most a limit and then a price, both bounded. Where the limit is
+    /// left out, the fee may not be above what the two bounds allow together.
     pub(super) fn compute_budget(&mut self, caps: ComputeCaps) -> Verdict<()> {
         let (mut limit, mut price) = (None, None);
         while let Some(instruction) = self.take_of(&COMPUTE_BUDGET_PROGRAM) {
