@@ -356,7 +356,7 @@ async fn a_channel_that_is_gone_since_does_not_keep_its_batch_open() {
     assert_eq!(settle(&settlement).await.unknown(), 1, "claimed, and not seen to be");
     world.chain.remove(&world.id(1));
     world.chain.freeze(false);
-    // Until an address may be free again, nothing there may be a node that lags behind.
+    // An address that was just opened cannot be empty: the node that says so lags behind.
     assert_eq!(settle(&settlement).await.unknown(), 1);
     world.pass(700);
     settlement.watch().await.unwrap();

@@ -47,7 +47,7 @@ impl World {
     }
 
     /// No request is under way: whatever became of those that were, none holds its channel once the work behind it has
-    /// ended, long before its reservation would expire.
+    /// ended, long before its reservation would expire. It is simulated time that passes here, as much as that work takes.
     async fn nothing_left_behind(&self) {
         let held = || self.life.power.is_on() && self.life.ledger.counts().1 > 0;
         for _ in 0..BEHIND_A_REQUEST_MAX.as_secs() {
