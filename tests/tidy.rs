@@ -67,6 +67,7 @@ const ADAPTERS: &[&str] = &[
     "ledger/memory",
     "chain/svm",
     "chain/sandbox",
+    "chain/evm/rpc",
     "facilitator/local",
     "signer/frost",
     "signer/keystore",
@@ -133,8 +134,11 @@ fn vendor_crates_stay_in_their_files() {
         ("prometheus", &["telemetry"]),
         ("axum", &["admin", "chain/sandbox", "cli/demo"]),
         ("clap", &["cli"]),
-        ("const_hex", &["x402/evm"]),
-        ("secp256k1", &["scheme/evm/signature"]),
+        ("alloy_primitives", &["chain/evm"]),
+        ("alloy_rlp", &["chain/evm"]),
+        ("alloy_sol_types", &["chain/evm"]),
+        ("const_hex", &["x402/evm", "chain/evm"]),
+        ("secp256k1", &["scheme/evm/signature", "chain/evm/key"]),
         ("sha3", &["x402/evm"]),
     ];
     for (file, code) in sources() {

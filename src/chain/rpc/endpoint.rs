@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::SvmRpcError;
+use super::RpcSetupError;
 
 /// The longest error text of an endpoint that is kept.
 const ERROR_TEXT_BYTES_MAX: usize = 300;
@@ -55,8 +55,8 @@ struct State {
 
 impl Endpoint {
     /// Reads an endpoint's URL. Errors name its number, never its text.
-    pub(super) fn parse(number: usize, text: &str) -> Result<Self, SvmRpcError> {
-        let wrong = |what| SvmRpcError::Endpoint { number, what };
+    pub(super) fn parse(number: usize, text: &str) -> Result<Self, RpcSetupError> {
+        let wrong = |what| RpcSetupError::Endpoint { number, what };
         let uri: Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
         let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"));
         let scheme = scheme.ok_or(wrong("must begin with http:// or https://"))?;
