@@ -25,22 +25,16 @@
 // the last request's PAYMENT-SIGNATURE and the last answer's PAYMENT-RESPONSE and PAYMENT-REQUIRED, or null;
 // or {"error"} with what the client threw. It ends when its standard input closes.
 import { createInterface } from "node:readline";
-import { createWalletClient, http, numberToHex, parseAbi, publicActions, zeroAddress } from "viem";
+import { createWalletClient, http, publicActions, zeroAddress } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { toClientEvmSigner } from "@x402/evm";
 import { BatchSettlementEvmScheme } from "@x402/evm/batch-settlement/client";
 import { ExactEvmScheme } from "@x402/evm/exact/client";
 import { UptoEvmScheme } from "@x402/evm/upto/client";
 import { wrapFetchWithPayment, x402Client } from "@x402/fetch";
+import { addresses } from "./contracts.mjs";
+import { abi, spoil } from "./typed.mjs";
 
-const batchSettlement = "0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003";
-const config = "(address payer, address payerAuthorizer, address receiver, address receiverAuthorizer, address token, uint40 withdrawDelay, bytes32 salt)";
-const withdrawAbi = parseAbi([
-  `function initiateWithdraw(${config} config, uint128 amount)`,
-  `function finalizeWithdraw(${config} config)`,
-]);
-
-const ORDER = 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141n;
 const settings = JSON.parse(process.argv[2]);
 const account = privateKeyToAccount(settings.key);
 const chain = settings.rpc_url && createWalletClient({ account, transport: http(settings.rpc_url) }).extend(publicActions);
@@ -76,14 +70,14 @@ function isWanted(offer) {
 
 /** Fetches, and keeps what was sent; `seen` gets the exchange. */
 const recording = (seen) => async (input, init) => {
-  let request = new Request(input, init);
+  const request = new Request(input, init);
   const header = request.headers.get("PAYMENT-SIGNATURE");
   if (header) {
     let payment = decode(header);
     if (change) {
       payment = overlay(payment, change);
       change = undefined;
-      request = new Request(request, { headers: { ...Object.fromEntries(request.headers), "PAYMENT-SIGNATURE": encode(payment) } });
+      request.headers.set("PAYMENT-SIGNATURE", encode(payment));
     }
     sent = { request: request.clone(), payment };
     seen.payment = payment;
@@ -114,16 +108,6 @@ function overlay(value, over) {
   return laid;
 }
 
-/** Another signature: of one changed bit, or the same key's malleable twin, or with `v` as 0 or 1. */
-function spoil(signature, how) {
-  const [r, s, v] = [signature.slice(2, 66), BigInt(`0x${signature.slice(66, 130)}`), parseInt(signature.slice(130), 16)];
-  const join = (s, v) => `0x${r}${numberToHex(s, { size: 32 }).slice(2)}${v.toString(16).padStart(2, "0")}`;
-  if (how === "flip") return join(s ^ 1n, v);
-  if (how === "high-s") return join(ORDER - s, 55 - v);
-  if (how === "v-0-1") return join(s, v - 27);
-  throw new Error(`no such spoiling: ${how}`);
-}
-
 async function paid({ url, method = "GET" }) {
   const seen = fresh();
   return answer(seen, await wrapFetchWithPayment(recording(seen), pay)(url, { method }));
@@ -132,7 +116,7 @@ async function paid({ url, method = "GET" }) {
 async function write(functionName, amount) {
   const config = sent.payment.payload.channelConfig;
   const args = amount === undefined ? [config] : [config, BigInt(amount)];
-  const hash = await chain.writeContract({ address: batchSettlement, abi: withdrawAbi, functionName, args, chain: null });
+  const hash = await chain.writeContract({ address: addresses.BatchSettlement, abi, functionName, args, chain: null });
   return { transaction: hash, status: (await chain.waitForTransactionReceipt({ hash })).status };
 }
 

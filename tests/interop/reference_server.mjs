@@ -41,7 +41,7 @@ export async function startServer({ facilitatorUrl, network, token, payTo, autho
   const server = createServer((request, response) => {
     const served = request.url === "/v1" ? serveFirst(facilitatorUrl, first, request) : serve(web, request);
     served.then(({ status, headers, body }) => {
-      response.writeHead(status, { "content-type": "application/json", ...headers });
+      response.writeHead(status, { "Content-Type": "application/json", ...headers });
       response.end(JSON.stringify(body ?? {}));
     });
   });
