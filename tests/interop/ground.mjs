@@ -1,7 +1,11 @@
 // The ground proves itself, without Turnpike: the reference client, server and facilitator go through a channel's whole life
 // and the other schemes on the tests' contracts, and every balance ties out. `node ground.mjs` ends with status 0.
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
 import test, { after, before } from "node:test";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { accounts, startChain } from "./evm.mjs";
 import { addresses } from "./contracts.mjs";
 import { start } from "./processes.mjs";
@@ -9,12 +13,12 @@ import { startServer } from "./reference_server.mjs";
 
 const FUNDS = 1_000_000n;
 // What each account is: the node's first pays gas.
-const [, payer, receiver, authorizer, permitted, owner, second, lone] = accounts;
+const [, payer, receiver, authorizer, permitted, owner, second, lone, snake] = accounts;
 let chain, facilitator, server;
 
 before(async () => {
   chain = await startChain({
-    funds: Object.fromEntries([payer, permitted, second, lone].map(({ address }) => [address, FUNDS])),
+    funds: Object.fromEntries([payer, permitted, second, lone, snake].map(({ address }) => [address, FUNDS])),
     permit2: [permitted.address],
     wallets: [owner.address],
   });
@@ -185,6 +189,18 @@ test("exact of protocol version 1, by the legacy client", async () => {
   assert.equal(first.ready.settlement.success, true);
   assert.equal((await balance(receiver.address)) - held, 1000n);
   assert.equal(await first.ended, 0);
+});
+
+test("the reference client for Python", async (context) => {
+  const python = fileURLToPath(new URL(".venv/bin/python", import.meta.url));
+  if (!existsSync(python)) return context.skip("no .venv here: see requirements.txt");
+  const args = [fileURLToPath(new URL("pay_evm.py", import.meta.url)), `${server.url}/batch`, chain.rpcUrl, snake.key, "3"];
+  const { stdout } = await promisify(execFile)(python, args);
+  const answers = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assert.deepEqual(answers.map(({ status }) => status), [200, 200, 200], stdout);
+  assert.deepEqual(answers.map(({ settlement }) => settlement.extra.chargedAmount), ["1000", "1000", "1000"]);
+  assert.equal(await balance(snake.address), FUNDS - BigInt(answers[0].settlement.amount));
+  await collect(3000n);
 });
 
 test("the facilitator misbehaves as told", async (context) => {
