@@ -1,25 +1,35 @@
-// Makes `tests/vectors/evm/golden.json`: what viem computes for the typed data, signatures, calldata and transactions of the
-// EVM schemes, for other implementations to agree with. `node golden.mjs` writes it, `node golden.mjs --check` fails unless
-// it is what it would write. Every run makes the same.
+// Makes `tests/vectors/evm/golden.json`: what viem computes for the typed data, signatures, calldata and transactions
+// of the EVM schemes, for other implementations to agree with. `node golden.mjs` writes it, `node golden.mjs --check`
+// fails unless it is what it would write. Every run makes the same.
 //
 // Numbers are decimal text, bytes lower-case hexadecimal. The file has two lists:
 // `channels`, each of one channel:
 //   chainId, verifyingContract, config (ChannelConfig), channelId
 //   keys              private keys of payer, payerAuthorizer (null where the config names none) and receiverAuthorizer
-//   voucher           {maxClaimableAmount, digest, signature}: by the payer authorizer, or by the payer where there is none
+//   voucher           {maxClaimableAmount, digest, signature}: by the payer authorizer, by the payer where there is none
 //   claimBatch        {claims, digest, signature, calldata}: 1 to 5 claims, each {salt, channelId, maxClaimableAmount,
-//                     totalClaimed, signature} on the channel's config with another salt; the first is the channel itself.
-//                     `signature` is the receiver authorizer's, `calldata` that of claimWithSignature
+//                     totalClaimed, signature} on the channel's config with another salt, the first on the channel
+//                     itself; `signature` is the receiver authorizer's, `calldata` that of claimWithSignature
 //   refund            {nonce, amount, digest, signature, calldata}: refundWithSignature
 //   settle            {calldata}
-//   erc3009Deposit    {amount, validAfter, validBefore, salt, name, version, nonce, digest, signature, calldata}: the payer's
-//                     ReceiveWithAuthorization under the token's domain, and deposit
-//   permit2Deposit    {amount, nonce, deadline, digest, signature, calldata}: the payer's PermitWitnessTransferFrom, and deposit
-// `transactions`, EIP-1559, signed: {key, from, chainId, nonce, maxPriorityFeePerGas, maxFeePerGas, gas, to, value, data,
-//   signingHash, yParity, r, s, raw, hash}
+//   erc3009Deposit    {amount, validAfter, validBefore, salt, name, version, nonce, digest, signature, calldata}: the
+//                     payer's ReceiveWithAuthorization under the token's domain, and deposit
+//   permit2Deposit    {amount, nonce, deadline, digest, signature, calldata}: the payer's PermitWitnessTransferFrom, and
+//                     deposit
+// `transactions`, EIP-1559, signed: {key, from, chainId, nonce, maxPriorityFeePerGas, maxFeePerGas, gas, to, value,
+//   data, signingHash, yParity, r, s, raw, hash}
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
-import { encodeFunctionData, hashTypedData, keccak256, numberToHex, parseTransaction, serializeTransaction, toBytes, zeroAddress } from "viem";
+import {
+  encodeFunctionData,
+  hashTypedData,
+  keccak256,
+  numberToHex,
+  parseTransaction,
+  serializeTransaction,
+  toBytes,
+  zeroAddress,
+} from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { addresses } from "./contracts.mjs";
 import * as typed from "./typed.mjs";
@@ -111,7 +121,13 @@ async function claimBatch(chainId, config, signer, authorizer) {
 async function refund(chainId, config, channelId, authorizer) {
   const [nonce, amount] = [pick([0n, 1n, number(256)]), number(128)];
   const { digest, signature } = await signed(typed.refund(chainId, channelId, nonce, amount), authorizer);
-  return { nonce, amount, digest, signature, calldata: call("refundWithSignature", [config, amount, nonce, signature]) };
+  return {
+    nonce,
+    amount,
+    digest,
+    signature,
+    calldata: call("refundWithSignature", [config, amount, nonce, signature]),
+  };
 }
 
 async function erc3009Deposit(chainId, config, channelId, payer) {
@@ -119,7 +135,16 @@ async function erc3009Deposit(chainId, config, channelId, payer) {
   const [validAfter, validBefore] = [pick([0n, number(40)]), number(40)];
   const [salt, name] = [BigInt(bytes32()), pick(["USDC", "USD Coin", "Euro €"])];
   const nonce = typed.depositNonce(channelId, salt);
-  const of = { token: config.token, from: config.payer, value: amount, validAfter, validBefore, nonce, name, version: "2" };
+  const of = {
+    token: config.token,
+    from: config.payer,
+    value: amount,
+    validAfter,
+    validBefore,
+    nonce,
+    name,
+    version: "2",
+  };
   const { digest, signature } = await signed(typed.receiveAuthorization(chainId, of), payer);
   const data = typed.erc3009Data({ validAfter, validBefore, salt, signature });
   const calldata = call("deposit", [config, amount, addresses.Erc3009Collector, data]);
@@ -183,6 +208,8 @@ const lines = (list) => list.map((item) => `    ${JSON.stringify(item, plain)}`)
 
 const channels = [];
 while (channels.length < CHANNELS) channels.push(await channel());
-const text = `{\n  "channels": [\n${lines(channels)}\n  ],\n  "transactions": [\n${lines(await transactions())}\n  ]\n}\n`;
+const lists = { channels, transactions: await transactions() };
+const members = Object.entries(lists).map(([name, list]) => `  "${name}": [\n${lines(list)}\n  ]`);
+const text = `{\n${members.join(",\n")}\n}\n`;
 if (process.argv.includes("--check")) assert.ok(readFileSync(file, "utf8") === text, "run `node golden.mjs`");
 else writeFileSync(file, text);

@@ -2,8 +2,23 @@
 // they have the interface that the reference packages call. `node ground_contracts.mjs` ends with status 0.
 import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
-import { permit2WitnessTypes, uptoPermit2WitnessTypes, x402ExactPermit2ProxyABI, x402UptoPermit2ProxyABI } from "@x402/evm";
-import { BaseError, ContractFunctionRevertedError, encodeFunctionData, hashTypedData, zeroAddress, zeroHash } from "viem";
+import {
+  permit2WitnessTypes,
+  uptoPermit2WitnessTypes,
+  x402ExactPermit2ProxyABI,
+  x402UptoPermit2ProxyABI,
+} from "@x402/evm";
+import {
+  BaseError,
+  ContractFunctionRevertedError,
+  encodeAbiParameters,
+  encodeFunctionData,
+  hashTypedData,
+  parseAbiParameters,
+  parseSignature,
+  zeroAddress,
+  zeroHash,
+} from "viem";
 import { formatAbiItem } from "viem/utils";
 import { addresses } from "./contracts.mjs";
 import { accounts, startChain } from "./evm.mjs";
@@ -12,7 +27,7 @@ import * as typed from "./typed.mjs";
 const DEPOSIT = 10_000n;
 const DELAY = 900;
 const CHAIN = 84532;
-const [relay, payer, receiver, authorizer, stranger, owner] = accounts;
+const [relay, payer, receiver, authorizer, stranger, owner, poor] = accounts;
 // A constructor's refusal, and that of a guard against re-entry: neither is needed here.
 const NOT_OURS = ["error InvalidPermit2Address()", "error ReentrancyGuardReentrantCall()"];
 let chain;
@@ -20,7 +35,7 @@ let now;
 
 before(async () => {
   chain = await startChain({
-    funds: { [payer.address]: 1_000_000n },
+    funds: { [payer.address]: 1_000_000n, [poor.address]: 1_000_000n },
     permit2: [payer.address],
     wallets: [owner.address],
   });
@@ -38,7 +53,8 @@ const mined = async (hash) => {
 };
 const send = (account, functionName, args, name = "BatchSettlement") =>
   mined(chain.client.writeContract({ ...contract(name), account, functionName, args }));
-const read = (functionName, ...args) => chain.client.readContract({ ...contract("BatchSettlement"), functionName, args });
+const read = (functionName, ...args) =>
+  chain.client.readContract({ ...contract("BatchSettlement"), functionName, args });
 
 /** The name or the text with which a call reverts; "done" if it does not. */
 async function refusal(account, functionName, args, name = "BatchSettlement") {
@@ -49,7 +65,8 @@ async function refusal(account, functionName, args, name = "BatchSettlement") {
     await chain.client.simulateContract({ address, abi: [...abi, ...errors], account, functionName, args });
     return "done";
   } catch (error) {
-    const reverted = error instanceof BaseError && error.walk((cause) => cause instanceof ContractFunctionRevertedError);
+    const reverted =
+      error instanceof BaseError && error.walk((cause) => cause instanceof ContractFunctionRevertedError);
     if (!reverted) throw error;
     return reverted.data?.errorName === "Error" ? reverted.reason : (reverted.data?.errorName ?? reverted.signature);
   }
@@ -82,11 +99,11 @@ async function deposit(config, { amount = DEPOSIT, signer = payer, change = {}, 
   return [config, amount, addresses.Erc3009Collector, typed.erc3009Data({ ...authorization, signature })];
 }
 
-async function depositByPermit2(config, { amount = DEPOSIT, signer = payer, change = {} } = {}) {
+async function depositByPermit2(config, { amount = DEPOSIT, signer = payer, change = {}, permit } = {}) {
   const authorization = { nonce: BigInt(salt()), deadline: now + 10_000n, ...change };
   const message = { token: config.token, amount: change.value ?? amount, channelId: id(config), ...authorization };
   const signature = await signer.signTypedData(typed.permit2Deposit(CHAIN, message));
-  return [config, amount, addresses.Permit2Collector, typed.permit2Data({ ...authorization, signature })];
+  return [config, amount, addresses.Permit2Collector, typed.permit2Data({ ...authorization, signature, permit })];
 }
 
 /** An open channel with 10,000 in it. */
@@ -137,7 +154,11 @@ test("the interface is the one that the reference packages call", () => {
     const signatures = (abi) => abi.map((item) => `${item.type} ${formatAbiItem(item)}`);
     const ours = new Set(signatures(chain.contracts[name].abi));
     const lacking = signatures(abi).filter((item) => !ours.has(item));
-    assert.deepEqual(lacking.filter((item) => !NOT_OURS.includes(item)), [], name);
+    assert.deepEqual(
+      lacking.filter((item) => !NOT_OURS.includes(item)),
+      [],
+      name,
+    );
   }
 });
 
@@ -145,7 +166,10 @@ test("its digests are those of the typed data", async () => {
   const config = configure();
   assert.equal(await read("getChannelId", config), id(config));
   assert.equal(await read("getVoucherDigest", id(config), 7n), hashTypedData(typed.voucher(CHAIN, id(config), 7n)));
-  assert.equal(await read("getRefundDigest", id(config), 3n, 7n), hashTypedData(typed.refund(CHAIN, id(config), 3n, 7n)));
+  assert.equal(
+    await read("getRefundDigest", id(config), 3n, 7n),
+    hashTypedData(typed.refund(CHAIN, id(config), 3n, 7n)),
+  );
   const rows = [await claim(config), await claim(configure(), { total: 5n, ceiling: 9n })];
   const entries = rows.map(({ voucher, totalClaimed }) => ({
     channelId: id(voucher.channel),
@@ -174,15 +198,49 @@ test("deposits", async () => {
     ["of another amount", invalid, relay, "deposit", deposit(config, { change: { value: 1n } })],
     ["high s", invalid, relay, "deposit", deposit(config, { spoiling: "high-s" })],
     ["v of 0 or 1", invalid, relay, "deposit", deposit(config, { spoiling: "v-0-1" })],
-    ["too late", "FiatTokenV2: authorization is expired", relay, "deposit", deposit(config, { change: { validBefore: now } })],
-    ["too early", "FiatTokenV2: authorization is not yet valid", relay, "deposit",
-      deposit(config, { change: { validAfter: now + 9000n } })],
-    ["more than there is", "ERC20: transfer amount exceeds balance", relay, "deposit", deposit(config, { amount: 2_000_000n })],
+    [
+      "too late",
+      "FiatTokenV2: authorization is expired",
+      relay,
+      "deposit",
+      deposit(config, { change: { validBefore: now } }),
+    ],
+    [
+      "too early",
+      "FiatTokenV2: authorization is not yet valid",
+      relay,
+      "deposit",
+      deposit(config, { change: { validAfter: now + 9000n } }),
+    ],
+    [
+      "more than there is",
+      "ERC20: transfer amount exceeds balance",
+      relay,
+      "deposit",
+      deposit(config, { amount: 2_000_000n }),
+    ],
     ["by Permit2", "done", relay, "deposit", depositByPermit2(config)],
-    ["by Permit2, another's signature", "InvalidSigner", relay, "deposit", depositByPermit2(config, { signer: stranger })],
-    ["by Permit2, for another channel", "InvalidSigner", relay, "deposit",
-      depositByPermit2(config, { change: { channelId: zeroHash } })],
-    ["by Permit2, too late", "SignatureExpired", relay, "deposit", depositByPermit2(config, { change: { deadline: 1n } })],
+    [
+      "by Permit2, another's signature",
+      "InvalidSigner",
+      relay,
+      "deposit",
+      depositByPermit2(config, { signer: stranger }),
+    ],
+    [
+      "by Permit2, for another channel",
+      "InvalidSigner",
+      relay,
+      "deposit",
+      depositByPermit2(config, { change: { channelId: zeroHash } }),
+    ],
+    [
+      "by Permit2, too late",
+      "SignatureExpired",
+      relay,
+      "deposit",
+      depositByPermit2(config, { change: { deadline: 1n } }),
+    ],
   ]);
   const once = await deposit(config);
   await send(relay, "deposit", once);
@@ -215,8 +273,13 @@ test("claims", async () => {
     ["a batch that another signed", "InvalidSignature", relay, "claimWithSignature", signed({}, { signer: stranger })],
     ["a batch with a high s", "InvalidSignature", relay, "claimWithSignature", signed({}, { spoiling: "high-s" })],
     ["a batch with v of 0 or 1", "InvalidSignature", relay, "claimWithSignature", signed({}, { spoiling: "v-0-1" })],
-    ["a batch with another's channel", "NotReceiverAuthorizer", relay, "claimWithSignature",
-      batch([await claim(config), await claim(other)])],
+    [
+      "a batch with another's channel",
+      "NotReceiverAuthorizer",
+      relay,
+      "claimWithSignature",
+      batch([await claim(config), await claim(other)]),
+    ],
   ]);
   await send(authorizer, "claim", await one());
   // At or below what is claimed already, a row is passed over unread, though its voucher be worthless.
@@ -250,8 +313,13 @@ test("refunds", async () => {
     ["another's signature", "InvalidSignature", relay, "refundWithSignature", refund(config, { signer: payer })],
     ["high s", "InvalidSignature", relay, "refundWithSignature", refund(config, { spoiling: "high-s" })],
     ["v of 0 or 1", "InvalidSignature", relay, "refundWithSignature", refund(config, { spoiling: "v-0-1" })],
-    ["signed for another amount", "InvalidSignature", relay, "refundWithSignature",
-      refund(config).then((args) => args.with(1, 501n))],
+    [
+      "signed for another amount",
+      "InvalidSignature",
+      relay,
+      "refundWithSignature",
+      refund(config).then((args) => args.with(1, 501n)),
+    ],
   ]);
   const args = await refund(config);
   await send(relay, "refundWithSignature", args);
@@ -273,6 +341,63 @@ test("several calls in one transaction, all or none", async () => {
   await refuses([["the second fails", "InvalidRefundNonce", relay, "multicall", [[claimed, wrong]]]]);
   await send(relay, "multicall", [[claimed, refunded]]);
   assert.deepEqual(await read("channels", id(config)), [1000n, 1000n]);
+});
+
+test("an EIP-2612 permit stands in for an approval of Permit2", async () => {
+  const value = 1000n;
+  const signPermit = async (of) => {
+    const nonce = await chain.client.readContract({
+      ...contract("TestUSDC"),
+      functionName: "nonces",
+      args: [poor.address],
+    });
+    const message = { owner: poor.address, spender: addresses.Permit2, value, nonce, deadline: now + 10_000n, ...of };
+    const signature = await poor.signTypedData({
+      domain: { name: "USDC", version: "2", chainId: CHAIN, verifyingContract: addresses.TestUSDC },
+      types: { Permit: typed.fields("address owner, address spender, uint256 value, uint256 nonce, uint256 deadline") },
+      primaryType: "Permit",
+      message,
+    });
+    const { r, s, v } = parseSignature(signature);
+    return { value: message.value, deadline: message.deadline, v: Number(v), r, s };
+  };
+
+  const config = configure({ payer: poor.address, payerAuthorizer: poor.address });
+  const without = await depositByPermit2(config, { amount: value, signer: poor });
+  const lacking = "ERC20: transfer amount exceeds allowance";
+  await refuses([["no allowance", lacking, relay, "deposit", without]]);
+  const { deadline, v, r, s } = await signPermit();
+  const permit = encodeAbiParameters(parseAbiParameters("uint256, uint256, uint8, bytes32, bytes32"), [
+    value,
+    deadline,
+    v,
+    r,
+    s,
+  ]);
+  await send(relay, "deposit", await depositByPermit2(config, { amount: value, signer: poor, permit }));
+
+  const witness = { to: receiver.address, validAfter: 0n };
+  const transfer = { permitted: { token: addresses.TestUSDC, amount: value }, nonce: BigInt(salt()), deadline };
+  const signature = await poor.signTypedData({
+    domain: { name: "Permit2", chainId: CHAIN, verifyingContract: addresses.Permit2 },
+    types: permit2WitnessTypes,
+    primaryType: "PermitWitnessTransferFrom",
+    message: { ...transfer, spender: addresses.ExactPermit2Proxy, witness },
+  });
+  const rest = [transfer, poor.address, witness, signature];
+  const proxy = "ExactPermit2Proxy";
+  await refuses([
+    ["no allowance, exact", lacking, relay, "settle", rest, proxy],
+    [
+      "of another amount",
+      "Permit2612AmountMismatch",
+      relay,
+      "settleWithPermit",
+      [await signPermit({ value: value + 1n }), ...rest],
+      proxy,
+    ],
+  ]);
+  await send(relay, "settleWithPermit", [await signPermit(), ...rest], proxy);
 });
 
 test("the proxies of exact and upto", async () => {
@@ -297,10 +422,24 @@ test("the proxies of exact and upto", async () => {
     ["exact", "done", stranger, "settle", [permit, from, exact, byExact], exactProxy],
     ["exact, to another", "InvalidSigner", relay, "settle", [permit, from, other, byExact], exactProxy],
     ["exact, of more", "InvalidSigner", relay, "settle", [more, from, exact, byExact], exactProxy],
-    ["exact, early", "PaymentTooEarly", relay, "settle", [permit, from, { ...exact, validAfter: early }, byExact], exactProxy],
+    [
+      "exact, early",
+      "PaymentTooEarly",
+      relay,
+      "settle",
+      [permit, from, { ...exact, validAfter: early }, byExact],
+      exactProxy,
+    ],
     ["upto, less", "done", relay, "settle", [permit, 420n, from, upto, byUpto], uptoProxy],
     ["upto, more", "AmountExceedsPermitted", relay, "settle", [permit, amount + 1n, from, upto, byUpto], uptoProxy],
-    ["upto, another sends it", "UnauthorizedFacilitator", stranger, "settle", [permit, 420n, from, upto, byUpto], uptoProxy],
+    [
+      "upto, another sends it",
+      "UnauthorizedFacilitator",
+      stranger,
+      "settle",
+      [permit, 420n, from, upto, byUpto],
+      uptoProxy,
+    ],
     ["upto by exact's proxy", "InvalidSigner", relay, "settle", [permit, from, exact, byUpto], exactProxy],
   ]);
 });
