@@ -138,7 +138,7 @@ fn vendor_crates_stay_in_their_files() {
         ("alloy_rlp", &["chain/evm"]),
         ("alloy_sol_types", &["chain/evm"]),
         ("const_hex", &["x402/evm", "chain/evm"]),
-        ("secp256k1", &["scheme/evm/signature", "chain/evm/key"]),
+        ("secp256k1", &["scheme/evm/signature", "scheme/evm/testing", "chain/evm/key"]),
         ("sha3", &["x402/evm"]),
     ];
     for (file, code) in sources() {

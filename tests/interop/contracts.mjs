@@ -1,7 +1,7 @@
 // Owns the tests' contracts: compiles `contracts/` with npm's solc and says where each stands.
 //
-// Compiling takes about 4 s of processor time, so what comes of it is kept under `node_modules`, by a digest of all that
-// went in. No artifact is committed: there is none that could disagree with the source.
+// Compiling takes about 4 s of processor time, so what comes of it is kept under `node_modules`, by a digest of all
+// that went in. No artifact is committed: there is none that could disagree with the source.
 import { createHash } from "node:crypto";
 import { mkdirSync, readFileSync, readdirSync, renameSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -41,7 +41,9 @@ export function contracts() {
 
 function compilerInput() {
   const folder = new URL("contracts/", import.meta.url);
-  const names = readdirSync(folder).filter((name) => name.endsWith(".sol")).sort();
+  const names = readdirSync(folder)
+    .filter((name) => name.endsWith(".sol"))
+    .sort();
   return JSON.stringify({
     language: "Solidity",
     sources: Object.fromEntries(names.map((name) => [name, { content: readFileSync(new URL(name, folder), "utf8") }])),

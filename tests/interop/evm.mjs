@@ -1,10 +1,11 @@
-// Owns the chain that the EVM interop tests run on: npm's anvil on a free port of loopback, with the tests' contracts at
-// their canonical addresses (`contracts.mjs`).
+// Owns the chain that the EVM interop tests run on: npm's anvil on a free port of loopback, with the tests' contracts
+// at their canonical addresses (`contracts.mjs`).
 //
-// node evm.mjs [--chain-id N] [--block-time SECONDS] [--fund ADDRESS=AMOUNT]... [--permit2 ADDRESS]... [--wallet OWNER]...
+// node evm.mjs [--chain-id N] [--block-time SECONDS] [--fund ADDRESS=AMOUNT] [--permit2 ADDRESS] [--wallet OWNER]
 //   --fund      mints tokens (atomic units) to an account, and gives it gas
 //   --permit2   lets Permit2 take an account's tokens without limit
 //   --wallet    deploys an ERC-1271 wallet for an owner
+// These three may be given many times.
 // Without --block-time each transaction is mined at once. Prints one JSON line when all is ready:
 //   {"rpc_url", "network", "chain_id", "addresses": {name: address}, "wallets": [{"owner", "address"}],
 //    "accounts": [{"address", "key"}]}      the node's ten development accounts, which have gas
@@ -73,7 +74,9 @@ export async function startChain({ chainId = 84532, blockTime, funds = {}, permi
 /** Runs the node. `setpriv` has the kernel end it with this process, should this process have no time to. */
 async function startNode(chainId) {
   const flags = ["--host", "127.0.0.1", "--port", "0", "--chain-id", String(chainId)];
-  const node = spawn("setpriv", ["--pdeathsig", "KILL", "--", BINARY, ...flags], { stdio: ["ignore", "pipe", "inherit"] });
+  const node = spawn("setpriv", ["--pdeathsig", "KILL", "--", BINARY, ...flags], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   const stop = () => node.kill("SIGKILL");
   for await (const line of createInterface({ input: node.stdout })) {
     const address = line.match(/^Listening on (\S+)$/)?.[1];

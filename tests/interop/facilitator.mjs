@@ -1,9 +1,9 @@
-// The reference facilitator (npm @x402/evm) over HTTP on loopback, in front of an EVM node: `batch-settlement`, `exact` and
-// `upto`, and `exact` of protocol version 1 on `base-sepolia`. It can be told to misbehave, as facilitators do.
+// The reference facilitator (npm @x402/evm) over HTTP on loopback, in front of an EVM node: `batch-settlement`, `exact`
+// and `upto`, and `exact` of protocol version 1 on `base-sepolia`. It can be told to misbehave, as facilitators do.
 //
 // Environment: RPC_URL; CHAIN_ID (84532); PORT (0 picks a free one); FACILITATOR_KEY (pays gas; the node's first
-// development key by default); AUTHORIZER_KEY (advertised, and used as receiver authorizer where a server signs nothing);
-// MISBEHAVE (rules, as below); SEED (of the percentages, 1).
+// development key by default); AUTHORIZER_KEY (advertised, and used as receiver authorizer where a server signs
+// nothing); MISBEHAVE (rules, as below); SEED (of the percentages, 1).
 // Prints one JSON line when ready, {"url", "network", "signer"}, and ends when its standard input closes.
 //
 // GET /control answers {"rules", "calls"}: what it was asked (the last 200) and what it answered.

@@ -1,7 +1,11 @@
-// The ground proves itself, without Turnpike: the reference client, server and facilitator go through a channel's whole life
-// and the other schemes on the tests' contracts, and every balance ties out. `node ground.mjs` ends with status 0.
+// The ground proves itself, without Turnpike: the reference client, server and facilitator go through a channel's whole
+// life and the other schemes on the tests' contracts, and every balance ties out. `node ground.mjs` ends with status 0.
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
 import test, { after, before } from "node:test";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { accounts, startChain } from "./evm.mjs";
 import { addresses } from "./contracts.mjs";
 import { start } from "./processes.mjs";
@@ -9,24 +13,18 @@ import { startServer } from "./reference_server.mjs";
 
 const FUNDS = 1_000_000n;
 // What each account is: the node's first pays gas.
-const [, payer, receiver, authorizer, permitted, owner, second, lone] = accounts;
+const [, payer, receiver, authorizer, permitted, owner, second, lone, snake] = accounts;
 let chain, facilitator, server;
 
 before(async () => {
   chain = await startChain({
-    funds: Object.fromEntries([payer, permitted, second, lone].map(({ address }) => [address, FUNDS])),
+    funds: Object.fromEntries([payer, permitted, second, lone, snake].map(({ address }) => [address, FUNDS])),
     permit2: [permitted.address],
     wallets: [owner.address],
   });
   await write(owner, "mint", [wallet(), FUNDS]);
   facilitator = await start("facilitator.mjs", [], { RPC_URL: chain.rpcUrl });
-  server = await startServer({
-    facilitatorUrl: facilitator.ready.url,
-    network: chain.network,
-    token: addresses.TestUSDC,
-    payTo: receiver.address,
-    authorizer,
-  });
+  server = await startServer(shopOf(facilitator));
 });
 
 after(async () => {
@@ -35,6 +33,13 @@ after(async () => {
   chain?.stop();
 });
 
+const shopOf = (facilitator) => ({
+  facilitatorUrl: facilitator.ready.url,
+  network: chain.network,
+  token: addresses.TestUSDC,
+  payTo: receiver.address,
+  authorizer,
+});
 const wallet = () => chain.wallets[0].address;
 const token = () => ({ address: addresses.TestUSDC, abi: chain.contracts.TestUSDC.abi });
 const settlement = () => ({ address: addresses.BatchSettlement, abi: chain.contracts.BatchSettlement.abi });
@@ -47,11 +52,11 @@ async function write(account, functionName, args) {
 }
 
 /** A client of its own; `settings` as in `pay_evm.mjs`. */
-async function client(context, account, settings = {}) {
+async function client(context, account, settings = {}, shop = server) {
   const all = { key: account.key, rpc_url: chain.rpcUrl, ...settings };
   const process = await start("pay_evm.mjs", [JSON.stringify(all)], {}, { greets: false });
   context.after(process.stop);
-  const ask = (command) => process.ask({ ...command, ...(command.url && { url: `${server.url}${command.url}` }) });
+  const ask = (command) => process.ask({ ...command, ...(command.url && { url: `${shop.url}${command.url}` }) });
   const pay = async (url) => {
     const answer = await ask({ do: "pay", url });
     assert.equal(answer.status, 200, JSON.stringify(answer));
@@ -160,11 +165,26 @@ test("the client's misdeeds and mishaps", async (context) => {
   const recovered = await pay("/batch");
   assert.equal(recovered.requests, 3);
   assert.equal(recovered.payment.payload.voucher.maxClaimableAmount, "4000");
-  // Of two at once one is served first; the other pays too where the server corrects it, and is refused where it is busy.
+  // Of two at once one is served first; the other pays too where the server corrects it, and is refused where it is
+  // busy.
   const { answers } = await ask({ do: "together", url: "/batch", times: 2 });
   const served = answers.filter((answer) => answer.status === 200).length;
   assert.ok(served >= 1, JSON.stringify(answers));
   await collect(4000n + 1000n * BigInt(served));
+});
+
+test("a server leaves the signing of claims and refunds to its facilitator", async (context) => {
+  const signing = await start("facilitator.mjs", [], { RPC_URL: chain.rpcUrl, AUTHORIZER_KEY: authorizer.key });
+  context.after(signing.stop);
+  const shop = await startServer({ ...shopOf(signing), authorizer: undefined });
+  context.after(shop.stop);
+  const { ask } = await client(context, payer, { deposit: "5000", salt: `0x${"01".repeat(32)}` }, shop);
+  const opened = await ask({ do: "pay", url: "/batch" });
+  assert.equal(opened.payment.payload.channelConfig.receiverAuthorizer, authorizer.address);
+  const held = await balance(receiver.address);
+  await shop.manager.claimAndSettle();
+  assert.equal((await balance(receiver.address)) - held, 1000n);
+  assert.equal((await ask({ do: "refund", url: "/batch" })).settlement.amount, "4000");
 });
 
 test("exact by EIP-3009 and by Permit2, and upto", async (context) => {
@@ -185,6 +205,34 @@ test("exact of protocol version 1, by the legacy client", async () => {
   assert.equal(first.ready.settlement.success, true);
   assert.equal((await balance(receiver.address)) - held, 1000n);
   assert.equal(await first.ended, 0);
+});
+
+test("the reference client for Python", async (context) => {
+  const python = fileURLToPath(new URL(".venv/bin/python", import.meta.url));
+  if (!existsSync(python)) return context.skip("no .venv here: see requirements.txt");
+  const args = [
+    fileURLToPath(new URL("pay_evm.py", import.meta.url)),
+    `${server.url}/batch`,
+    chain.rpcUrl,
+    snake.key,
+    "3",
+  ];
+  const { stdout } = await promisify(execFile)(python, args);
+  const answers = stdout
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  assert.deepEqual(
+    answers.map(({ status }) => status),
+    [200, 200, 200],
+    stdout,
+  );
+  assert.deepEqual(
+    answers.map(({ settlement }) => settlement.extra.chargedAmount),
+    ["1000", "1000", "1000"],
+  );
+  assert.equal(await balance(snake.address), FUNDS - BigInt(answers[0].settlement.amount));
+  await collect(3000n);
 });
 
 test("the facilitator misbehaves as told", async (context) => {

@@ -1,5 +1,5 @@
-// The reference client (npm @x402/fetch and @x402/evm) for `batch-settlement`, `exact` and `upto`, told what to do by JSON
-// lines on standard input. Each command is answered by one JSON line on standard output, in order.
+// The reference client (npm @x402/fetch and @x402/evm) for `batch-settlement`, `exact` and `upto`, told what to do by
+// JSON lines on standard input. Each command is answered by one JSON line on standard output, in order.
 //
 // node pay_evm.mjs '{"key": "0x...", "rpc_url"?, "wallet"?, "salt"?, "deposit"?, "transfer"?, "scheme"?, "any_price"?}'
 //   key        the payer's; rpc_url lets the client read the chain (it then recovers lost state from there by itself)
@@ -14,16 +14,16 @@
 //   {"do": "pay", "url"}               asks, pays, and asks again, as the reference does
 //   {"do": "together", "url", "times"} pays so many times at once; answers {"answers": [...]}
 //   {"do": "replay", "url"?}           sends the last payment again, as it was
-//   {"do": "tamper", "change"}         changes the next payment before it is sent: {"payload": {"voucher": {...}}, ...} is
+//   {"do": "tamper", "change"}         changes the next payment before it is sent: {"payload": {"voucher": {...}}} is
 //                                      laid over it; a `signature` there may be "flip", "high-s" or "v-0-1"
 //   {"do": "refund", "url", "amount"?} asks for a refund, whole unless it names an amount
 //   {"do": "forget"}                   loses the client's state
 //   {"do": "options", ...}             changes deposit, transfer or scheme
-//   {"do": "initiate_withdraw", "amount"}, {"do": "finalize_withdraw"}   of the last channel paid with, on chain
+//   {"do": "initiate_withdraw", "amount"}, {"do": "finalize_withdraw"}   from the last channel paid with, by `key`
 //
-// An answer: {"status", "body", "headers", "requests", "payment", "settlement", "required"}, the last three decoded from
-// the last request's PAYMENT-SIGNATURE and the last answer's PAYMENT-RESPONSE and PAYMENT-REQUIRED, or null;
-// or {"error"} with what the client threw. It ends when its standard input closes.
+// An answer: {"status", "body", "headers", "requests", "payment", "settlement", "required"}, the last three decoded
+// from the last request's PAYMENT-SIGNATURE and the last answer's PAYMENT-RESPONSE and PAYMENT-REQUIRED, or null; or
+// {"error"} with what the client threw. It ends when its standard input closes.
 import { createInterface } from "node:readline";
 import { createWalletClient, http, publicActions, zeroAddress } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
@@ -37,7 +37,8 @@ import { abi, spoil } from "./typed.mjs";
 
 const settings = JSON.parse(process.argv[2]);
 const account = privateKeyToAccount(settings.key);
-const chain = settings.rpc_url && createWalletClient({ account, transport: http(settings.rpc_url) }).extend(publicActions);
+const chain =
+  settings.rpc_url && createWalletClient({ account, transport: http(settings.rpc_url) }).extend(publicActions);
 const signer = toClientEvmSigner(
   { address: settings.wallet ?? account.address, signTypedData: (data) => account.signTypedData(data) },
   chain,
@@ -103,7 +104,8 @@ function overlay(value, over) {
   if (typeof over !== "object" || over === null) return over;
   const laid = { ...value };
   for (const [name, inner] of Object.entries(over)) {
-    laid[name] = name === "signature" && !inner.startsWith("0x") ? spoil(value[name], inner) : overlay(laid[name], inner);
+    laid[name] =
+      name === "signature" && !inner.startsWith("0x") ? spoil(value[name], inner) : overlay(laid[name], inner);
   }
   return laid;
 }

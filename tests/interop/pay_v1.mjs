@@ -1,6 +1,6 @@
 // The legacy client (npm x402-fetch), which speaks only version 1 of the protocol: `node pay_v1.mjs URL KEY CALLS`.
-// Pays by `exact` on Base Sepolia; the payment is signed without any node. Prints one JSON line per call: status, body, and
-// the decoded X-PAYMENT-RESPONSE.
+// Pays by `exact` on Base Sepolia; the payment is signed without any node. Prints one JSON line per call: status, body,
+// and the decoded X-PAYMENT-RESPONSE.
 import { createSigner, decodeXPaymentResponse, wrapFetchWithPayment } from "x402-fetch";
 
 const [url, key, calls] = process.argv.slice(2);

@@ -1,4 +1,5 @@
-// Owns the ground's helper processes: each says that it is ready by one JSON line, and ends when its standard input closes.
+// Owns the ground's helper processes: each says that it is ready by one JSON line, and ends when its standard input
+// closes.
 import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";

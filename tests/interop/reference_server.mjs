@@ -1,5 +1,5 @@
-// The reference resource server (npm @x402/core and @x402/evm) over HTTP on loopback, with its channels in memory: what the
-// ground proves itself with, in the place that Turnpike takes later.
+// The reference resource server (npm @x402/core and @x402/evm) over HTTP on loopback, with its channels in memory: what
+// the ground proves itself with, in the place that Turnpike takes later.
 //
 // Routes, each for 1000 atomic units unless its answer charges less:
 //   /batch            `batch-settlement`, deposits by EIP-3009       /batch-permit2   deposits by Permit2

@@ -1,8 +1,10 @@
-// Owns the typed data of the scheme `batch-settlement` on EVM, as the specification words it, and the calls of its contract.
+// Owns the typed data of the scheme `batch-settlement` on EVM, as the specification words it, and the calls of its
+// contract.
 import { encodeAbiParameters, hashTypedData, keccak256, numberToHex, parseAbi } from "viem";
 import { addresses } from "./contracts.mjs";
 
-const CONFIG = "address payer, address payerAuthorizer, address receiver, address receiverAuthorizer, address token, uint40 withdrawDelay, bytes32 salt";
+const CONFIG =
+  "address payer, address payerAuthorizer, address receiver, address receiverAuthorizer, address token, uint40 withdrawDelay, bytes32 salt";
 
 const ERRORS = [
   ["InvalidChannel", "WithdrawDelayOutOfRange", "ZeroDeposit", "InvalidCollector", "DepositOverflow"],
@@ -26,7 +28,12 @@ export const abi = parseAbi([
   ...ERRORS.map((name) => `error ${name}()`),
 ]);
 
-const fields = (text) => text.split(",").map((field) => field.trim().split(" ")).map(([type, name]) => ({ type, name }));
+/** The fields of a struct, of Solidity's words for them. */
+export const fields = (text) =>
+  text
+    .split(",")
+    .map((field) => field.trim().split(" "))
+    .map(([type, name]) => ({ type, name }));
 const TYPES = {
   ChannelConfig: fields(CONFIG),
   Voucher: fields("bytes32 channelId, uint128 maxClaimableAmount"),
@@ -97,15 +104,19 @@ export function permit2Deposit(chainId, { token, amount, nonce, deadline, channe
 export const erc3009Data = ({ validAfter, validBefore, salt, signature }) =>
   encodeAbiParameters(fields("uint256 a, uint256 b, uint256 c, bytes d"), [validAfter, validBefore, salt, signature]);
 
-/** `collectorData` of a deposit by Permit2, without an EIP-2612 permit. */
-export const permit2Data = ({ nonce, deadline, signature }) =>
-  encodeAbiParameters(fields("uint256 a, uint256 b, bytes c, bytes d"), [nonce, deadline, signature, "0x"]);
+/** `collectorData` of a deposit by Permit2; `permit` is an encoded EIP-2612 permit. */
+export const permit2Data = ({ nonce, deadline, signature, permit = "0x" }) =>
+  encodeAbiParameters(fields("uint256 a, uint256 b, bytes c, bytes d"), [nonce, deadline, signature, permit]);
 
 const ORDER = 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141n;
 
 /** A signature that no strict check takes: "flip" one bit, the "high-s" twin, or `v` as 0 or 1 ("v-0-1"). */
 export function spoil(signature, how) {
-  const [r, s, v] = [signature.slice(2, 66), BigInt(`0x${signature.slice(66, 130)}`), parseInt(signature.slice(130), 16)];
+  const [r, s, v] = [
+    signature.slice(2, 66),
+    BigInt(`0x${signature.slice(66, 130)}`),
+    parseInt(signature.slice(130), 16),
+  ];
   const join = (s, v) => `0x${r}${numberToHex(s, { size: 32 }).slice(2)}${v.toString(16).padStart(2, "0")}`;
   if (how === "flip") return join(s ^ 1n, v);
   if (how === "high-s") return join(ORDER - s, 55 - v);

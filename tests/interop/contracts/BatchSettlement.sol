@@ -3,8 +3,8 @@ pragma solidity 0.8.30;
 
 import {Signatures} from "./Signatures.sol";
 
-/// The channel contract of the scheme `batch-settlement`, for tests: the interface, digests, events, errors and rules of
-/// the contract at 0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003, written anew from the specification
+/// The channel contract of the scheme `batch-settlement`, for tests: the interface, digests, events, errors and rules
+/// of the contract at 0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003, written anew from the specification
 /// (`scheme_batch_settlement_evm.md`). Its code is set at that address, so nothing here may need a constructor.
 ///
 /// Never for money: there is no guard against re-entry, since the tests' only token calls nobody back.

@@ -4,9 +4,9 @@ pragma solidity 0.8.30;
 import {ICollector, IToken} from "./BatchSettlement.sol";
 import {IPermit2, IERC20Permit, PERMIT2} from "./Permit2.sol";
 
-/// Deposits by EIP-3009, for tests; its code is set at 0x4020806089470a89826cB9fB1f4059150b550004.
-/// `collectorData` is `(uint256 validAfter, uint256 validBefore, uint256 salt, bytes signature)`. The authorization's nonce
-/// names the channel, so that nobody can send the payer's tokens to another one.
+/// Deposits by EIP-3009, for tests; its code is set at 0x4020806089470a89826cB9fB1f4059150b550004. `collectorData` is
+/// `(uint256 validAfter, uint256 validBefore, uint256 salt, bytes signature)`. The authorization's nonce names the
+/// channel, so that nobody can send the payer's tokens to another one.
 contract Erc3009Collector is ICollector {
     function collect(address payer, address token, uint256 amount, bytes32 channelId, bytes calldata collectorData)
         external
@@ -21,10 +21,10 @@ contract Erc3009Collector is ICollector {
     }
 }
 
-/// Deposits by Permit2, for tests; its code is set at 0x4020425FAf3B746C082C2f942b4E5159887B0005.
-/// `collectorData` is `(uint256 nonce, uint256 deadline, bytes signature, bytes permit)`; the last may be empty or hold an
-/// EIP-2612 permit for Permit2, `(uint256 value, uint256 deadline, uint8 v, bytes32 r, bytes32 s)`. The signed witness
-/// names the channel.
+/// Deposits by Permit2, for tests; its code is set at 0x4020425FAf3B746C082C2f942b4E5159887B0005. `collectorData` is
+/// `(uint256 nonce, uint256 deadline, bytes signature, bytes permit)`; the last may be empty or hold an EIP-2612 permit
+/// for Permit2, `(uint256 value, uint256 deadline, uint8 v, bytes32 r, bytes32 s)`. The signed witness names the
+/// channel.
 contract Permit2Collector is ICollector {
     bytes32 private constant WITNESS_TYPEHASH = keccak256("DepositWitness(bytes32 channelId)");
     string private constant WITNESS_TYPE =

@@ -49,8 +49,8 @@ interface IERC20Permit {
         external;
 }
 
-/// The part of Permit2 that x402 uses, signature transfers, for tests: its domain (name and no version), digests, unordered
-/// nonces and errors, written anew from its documentation. Its code is set at the address above.
+/// The part of Permit2 that x402 uses, signature transfers, for tests: its domain (name and no version), digests,
+/// unordered nonces and errors, written anew from its documentation. Its code is set at the address above.
 contract Permit2 is IPermit2 {
     error SignatureExpired(uint256 signatureDeadline);
     error InvalidAmount(uint256 maxAmount);

@@ -25,8 +25,8 @@ abstract contract Permit2Proxy {
         return CANONICAL;
     }
 
-    /// Lets Permit2 take the tokens first, by the owner's EIP-2612 permit. One that was used already is no failure here:
-    /// the transfer shows whether the allowance is there.
+    /// Lets Permit2 take the tokens first, by the owner's EIP-2612 permit. One that was used already is no failure
+    /// here: the transfer shows whether the allowance is there.
     function _approve(EIP2612Permit calldata permit2612, IPermit2.PermitTransferFrom calldata permit, address owner)
         internal
     {
@@ -106,8 +106,8 @@ contract ExactPermit2Proxy is Permit2Proxy {
 }
 
 /// The Permit2 proxy of the scheme `upto` (`scheme_upto_evm.md`), for tests; its code is set at
-/// 0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002. It moves at most the signed amount, and only for the facilitator that the
-/// payer named.
+/// 0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002. It moves at most the signed amount, and only for the facilitator that
+/// the payer named.
 contract UptoPermit2Proxy is Permit2Proxy {
     struct Witness {
         address to;

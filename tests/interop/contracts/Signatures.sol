@@ -22,7 +22,8 @@ library Signatures {
         return signer != address(0) && recover(digest, signature) == signer;
     }
 
-    /// Whether the contract `signer` answers with ERC-1271's magic value. One that reverts or answers otherwise did not.
+    /// Whether the contract `signer` answers with ERC-1271's magic value. One that reverts or answers otherwise did
+    /// not.
     function isByContract(address signer, bytes32 digest, bytes memory signature) internal view returns (bool) {
         bytes4 magic = IERC1271.isValidSignature.selector;
         (bool answered, bytes memory answer) = signer.staticcall(abi.encodeWithSelector(magic, digest, signature));

@@ -4,8 +4,9 @@ pragma solidity 0.8.30;
 import {Signatures} from "./Signatures.sol";
 
 /// A token like USDC, for tests: EIP-712 domain `USDC` version `2`, EIP-3009 with both kinds of signature argument,
-/// EIP-2612, and `mint` for everyone. Its code is set at 0x036CbD53842c5426634e7929541eC2318f3dCF7e, where the reference
-/// client expects USDC on chain id 84532. It keeps USDC's texts of refusal, which the reference facilitator reads.
+/// EIP-2612, and `mint` for everyone. Its code is set at 0x036CbD53842c5426634e7929541eC2318f3dCF7e, where the
+/// reference client expects USDC on chain id 84532. It keeps USDC's texts of refusal, which the reference facilitator
+/// reads.
 contract TestUSDC {
     string public constant name = "USDC";
     string public constant symbol = "USDC";

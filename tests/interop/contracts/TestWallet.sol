@@ -3,7 +3,8 @@ pragma solidity 0.8.30;
 
 import {Signatures} from "./Signatures.sol";
 
-/// A smart contract wallet, for tests: its signature by ERC-1271 is its owner's, and its owner may have it call anything.
+/// A smart contract wallet, for tests: its signature by ERC-1271 is its owner's, and its owner may have it call
+/// anything.
 contract TestWallet {
     address public immutable owner;
 
