@@ -3,6 +3,7 @@
 //! Level 1: no async, no file, no socket, no wall clock, no randomness. A check that passes returns a value that nobody
 //! else can make; one that does not returns [`Refused`] with the protocol's own code.
 
+pub mod batch_settlement_evm;
 pub mod batch_settlement_svm;
 pub mod evm;
 pub mod offer;

@@ -134,7 +134,7 @@ fn vendor_crates_stay_in_their_files() {
         ("axum", &["admin", "chain/sandbox", "cli/demo"]),
         ("clap", &["cli"]),
         ("const_hex", &["x402/evm"]),
-        ("secp256k1", &["scheme/evm/signature"]),
+        ("secp256k1", &["scheme/evm/signature", "scheme/evm/testing"]),
         ("sha3", &["x402/evm"]),
     ];
     for (file, code) in sources() {

@@ -7,6 +7,8 @@ pub mod assets;
 pub mod contracts;
 pub mod eip712;
 pub mod signature;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::Arc;
 
@@ -16,6 +18,10 @@ use crate::amount::Asset;
 use crate::x402::Network;
 use crate::x402::evm::{Address, B256};
 use eip712::{ChannelConfig, Domain};
+
+/// The least time that an authorization must still be good for, so that its transaction can be mined in it. The
+/// reference facilitator has the same.
+pub const AUTHORIZATION_SECONDS_LEFT_MIN: u64 = 6;
 
 /// How a token moves on its owner's signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
