@@ -242,9 +242,9 @@ impl Inner {
         u64::try_from(self.clock.now().seconds()).unwrap_or(0)
     }
 
-    /// Whether the very same is being settled or was a while ago.
-    fn knows(&self, order: &Order) -> bool {
-        self.jobs.knows(&order.job, &order.hash(), self.clock.now())
+    /// Whether the very same is being settled or was a while ago. Refuses what uses the same nonce for something else.
+    fn knows(&self, order: &Order) -> Result<bool, InterfaceError> {
+        self.jobs.knows(&order.job, &order.hash(), self.clock.now()).map_err(taken)
     }
 
     /// Whether an account signed a digest, as a contract that checks it would find out: an account with code is asked,
@@ -282,13 +282,7 @@ impl Inner {
 
     /// Sends an order's transaction, unless it was sent already, and waits for it.
     async fn carry(&self, order: &Order) -> Result<Receipt, InterfaceError> {
-        let slot = self.jobs.slot(order.job, order.hash(), self.clock.now()).map_err(|taken| match taken {
-            Taken::ByAnother => {
-                let reason = Reason::DuplicateSettlement.as_str();
-                refused(reason, "the same nonce is being settled with other terms, or was just now")
-            }
-            Taken::Full => InterfaceError::Unavailable("too many settlements are remembered".into()),
-        })?;
+        let slot = self.jobs.slot(order.job, order.hash(), self.clock.now()).map_err(taken)?;
         // Two that ask at once: the second waits here until the first has sent.
         let mut slot = slot.lock_owned().await;
         for _ in 0..TRIES_MAX {
@@ -383,6 +377,16 @@ impl Inner {
             transaction: Some(receipt.transaction.to_string()),
             detail: format!("the transaction is confirmed, but the channel cannot be read: {error}"),
         })
+    }
+}
+
+fn taken(taken: Taken) -> InterfaceError {
+    match taken {
+        Taken::ByAnother => {
+            let reason = Reason::DuplicateSettlement.as_str();
+            refused(reason, "the same nonce is being settled with other terms, or was just now")
+        }
+        Taken::Full => InterfaceError::Unavailable("too many settlements are remembered".into()),
     }
 }
 

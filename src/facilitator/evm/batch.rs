@@ -132,7 +132,7 @@ impl Inner {
             Checked::Contract(contract) => contract.terms().clone(),
         };
         let order = order(&terms, deposit);
-        if !self.knows(&order) {
+        if !self.knows(&order)? {
             let (.., is_used) = self.check_deposit(config, voucher, deposit, requirements).await?;
             if is_used {
                 return Err(used("the deposit's nonce"));

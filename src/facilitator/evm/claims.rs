@@ -43,7 +43,7 @@ impl Inner {
         let claims = wire::claims(payload)?;
         let call = claim_call(&claims);
         let order = Order { job: Job::Claim(keccak256(&call.data)), call, codes: CLAIM };
-        if !self.knows(&order) && self.are_claimed(&claims).await? {
+        if !self.knows(&order)? && self.are_claimed(&claims).await? {
             // A restart forgot it, or another batch went further: there is nothing to send.
             return Ok(Settled { amount: Some(String::new()), ..Settled::default() });
         }
@@ -71,7 +71,7 @@ impl Inner {
         let wire::Payout { receiver, token } = wire::payout(payload)?;
         let job = Job::Payout { receiver, token };
         let order = Order { job, call: batch::settle(receiver, token), codes: PAYOUT };
-        if !self.knows(&order) {
+        if !self.knows(&order)? {
             let state = self.chain.receiver(receiver, token).await.map_err(|error| unread(&error))?.value;
             if state.total_claimed <= state.total_settled {
                 let detail = format!("all that was claimed for {receiver} is paid out");
@@ -105,7 +105,7 @@ impl Inner {
             call = batch::together(vec![claim_call(claims), call]);
         }
         let order = Order { job: Job::Refund { channel: id, nonce: *nonce }, call, codes: REFUND };
-        if !self.knows(&order) {
+        if !self.knows(&order)? {
             let channel = self.channel(&id).await.map_err(|error| unread(&error))?;
             if channel.refund_nonce > *nonce {
                 return Err(used("the refund's nonce"));

@@ -74,9 +74,14 @@ pub(super) struct Jobs(Mutex<Entries>);
 
 impl Jobs {
     /// Whether the very same is being settled or was a while ago: then its payment need not be checked again.
-    pub(super) fn knows(&self, job: &Job, call: &B256, now: UnixMillis) -> bool {
-        let entries = self.0.lock();
-        entries.by_job.get(job).is_some_and(|entry| entry.call == *call && !entry.is_over(now))
+    ///
+    /// # Errors
+    /// [`Taken::ByAnother`].
+    pub(super) fn knows(&self, job: &Job, call: &B256, now: UnixMillis) -> Result<bool, Taken> {
+        match self.0.lock().by_job.get(job).filter(|entry| !entry.is_over(now)) {
+            Some(entry) if entry.call != *call => Err(Taken::ByAnother),
+            entry => Ok(entry.is_some()),
+        }
     }
 
     /// The job's slot. Whoever has locked it and finds it empty is to send the transaction.
@@ -134,11 +139,12 @@ mod tests {
         let jobs = Jobs::default();
         let first = jobs.slot(JOB, CALL, NOW).unwrap();
         assert!(Arc::ptr_eq(&first, &jobs.slot(JOB, CALL, NOW).unwrap()));
-        assert!(jobs.knows(&JOB, &CALL, NOW) && !jobs.knows(&JOB, &B256([3; 32]), NOW));
+        assert_eq!(jobs.knows(&JOB, &CALL, NOW), Ok(true));
+        assert_eq!(jobs.knows(&JOB, &B256([3; 32]), NOW), Err(Taken::ByAnother));
         assert_eq!(jobs.slot(JOB, B256([3; 32]), NOW).unwrap_err(), Taken::ByAnother);
         let guard = first.try_lock_owned().unwrap();
         jobs.forget(&JOB, guard);
-        assert!(!jobs.knows(&JOB, &CALL, NOW));
+        assert_eq!(jobs.knows(&JOB, &CALL, NOW), Ok(false));
         assert!(jobs.slot(JOB, B256([3; 32]), NOW).is_ok());
     }
 
@@ -158,7 +164,7 @@ mod tests {
         assert!(jobs.slot(more, CALL, later).is_ok());
         assert!(Arc::ptr_eq(&held, &jobs.slot(JOB, CALL, later).unwrap()));
         drop(held);
-        assert!(jobs.knows(&more, &CALL, later.plus(REMEMBERED)), "it is not known whether it is done");
-        assert!(!jobs.knows(&more, &CALL, later.plus(UNDECIDED_REMEMBERED)));
+        assert_eq!(jobs.knows(&more, &CALL, later.plus(REMEMBERED)), Ok(true), "it is not known whether it is done");
+        assert_eq!(jobs.knows(&more, &CALL, later.plus(UNDECIDED_REMEMBERED)), Ok(false));
     }
 }

@@ -118,7 +118,7 @@ impl Inner {
                 (permit2_order(payment, call), witness.valid_after)
             }
         };
-        let now = self.when(&order, valid_after);
+        let now = self.when(&order, valid_after)?;
         let checked = exact_evm::check(&offer, payload, now, version)?;
         let (payer, signed) = (checked.payer(), checked.signed());
         Ok(due(order, &offer, payer, offer.amount, signed))
@@ -163,15 +163,15 @@ impl Inner {
         let transfer = transfer(&payload, UPTO_PERMIT2_PROXY);
         let call = permit2::upto(&transfer, charge, authorization.from, &witness, payload.signature.as_slice());
         let order = permit2_order(&payload, call);
-        let now = self.when(&order, witness.valid_after);
+        let now = self.when(&order, witness.valid_after)?;
         let checked = upto_evm::check(&offer, self.sender.address(), payload, now)?;
         checked.check_charge(charge)?;
         Ok(due(order, &offer, checked.payer(), charge, checked.signed()))
     }
 
     /// The time to check a payment at: now, but for one that was checked before, a time at which it was good.
-    fn when(&self, order: &Order, valid_after: U256) -> u64 {
-        if self.knows(order) { valid_after.to_u64().unwrap_or_default() } else { self.now() }
+    fn when(&self, order: &Order, valid_after: U256) -> Result<u64, InterfaceError> {
+        Ok(if self.knows(order)? { valid_after.to_u64().unwrap_or_default() } else { self.now() })
     }
 
     async fn verify_due(&self, due: &Due) -> Result<Verified, InterfaceError> {
@@ -184,7 +184,7 @@ impl Inner {
     }
 
     async fn settle_due(&self, due: &Due) -> Result<Settled, InterfaceError> {
-        if !self.knows(&due.order) && self.check_due(due).await? {
+        if !self.knows(&due.order)? && self.check_due(due).await? {
             return Err(used("the authorization's nonce"));
         }
         let receipt = self.carry(&due.order).await?;
