@@ -8,6 +8,7 @@
 
 pub mod deposit;
 pub mod payload;
+pub mod state;
 
 use std::sync::Arc;
 

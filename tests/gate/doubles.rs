@@ -21,7 +21,7 @@ use turnpike::facilitator::{
     AcceptedDeposit, CloseRequest, DepositRequest, DepositScheme, Facilitator, FacilitatorError, SettledClose,
     SettledDeposit,
 };
-use turnpike::gate::route::{Offer, Pricing, Route};
+use turnpike::gate::route::{Offer, Payee, Pricing, Route};
 use turnpike::gate::{Gate, Options, Retry};
 use turnpike::ledger::answers::AnswerLimits;
 use turnpike::ledger::channel::{OnChain, Seller, Terms};
@@ -65,7 +65,7 @@ pub fn seller() -> Arc<Seller> {
 
 fn offer(amount: u64) -> Offer {
     Offer {
-        seller: seller(),
+        payee: Payee::Svm(seller()),
         amount: amount.into(),
         min_deposit: Some(Amount::new(20_000)),
         max_timeout_seconds: 300,
