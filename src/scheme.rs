@@ -6,8 +6,10 @@
 pub mod batch_settlement_evm;
 pub mod batch_settlement_svm;
 pub mod evm;
+pub mod exact_evm;
 pub mod offer;
 pub mod svm;
+pub mod upto_evm;
 pub mod upto_svm;
 
 use std::borrow::Cow;

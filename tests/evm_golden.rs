@@ -222,3 +222,96 @@ fn deposits_by_permit2_are_signed_over_our_digests() {
         assert_eq!(signer(&digest, &deposit.signature), Some(channel.config.payer));
     }
 }
+
+/// Payments of the reference client by the schemes that pay once (`tests/vectors/evm/payments.json`, by
+/// `tests/interop/payments.mjs`).
+mod payments {
+    use serde_json::Value;
+    use turnpike::scheme::evm::TransferMethod;
+    use turnpike::scheme::evm::authorization::EvmOffer;
+    use turnpike::scheme::evm::signature::Signed;
+    use turnpike::scheme::exact_evm::{self, Version};
+    use turnpike::scheme::upto_evm;
+    use turnpike::x402::Network;
+    use turnpike::x402::v1::PaymentRequirementsV1;
+    use turnpike::x402::wire::{PaymentRequirements, ResourceInfo};
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Payment {
+        version: u32,
+        payer: Address,
+        now: u64,
+        requirements: Value,
+        payload: Value,
+    }
+
+    fn payments() -> Vec<Payment> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/evm/payments.json");
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    /// The offer that the requirements make.
+    fn offer(network: &Network, amount: Amount, requirements: &Value) -> EvmOffer {
+        let text = |field: &str| requirements.pointer(field).and_then(Value::as_str).unwrap();
+        let permit2 = requirements.pointer("/extra/assetTransferMethod").is_some();
+        EvmOffer {
+            network: network.clone(),
+            chain_id: network.chain_id().unwrap(),
+            token: text("/asset").parse().unwrap(),
+            token_name: text("/extra/name").into(),
+            token_version: text("/extra/version").into(),
+            transfer_method: if permit2 { TransferMethod::Permit2 } else { TransferMethod::Eip3009 },
+            pay_to: text("/payTo").parse().unwrap(),
+            amount,
+        }
+    }
+
+    #[test]
+    fn the_reference_clients_payments_pass() {
+        let mut seen = Vec::new();
+        for payment in payments().into_iter().filter(|payment| payment.version == 2) {
+            let requirements: PaymentRequirements = serde_json::from_value(payment.requirements.clone()).unwrap();
+            let offer = offer(&requirements.network, requirements.amount, &payment.requirements);
+            let (payer, signed) = if requirements.scheme == upto_evm::SCHEME {
+                let facilitator = requirements.extra["facilitatorAddress"].as_str().unwrap().parse().unwrap();
+                assert_eq!(upto_evm::extra(&offer, facilitator), requirements.extra);
+                let payload = upto_evm::parse(payment.payload.clone()).unwrap();
+                assert_eq!(serde_json::to_value(&payload).unwrap(), payment.payload);
+                let passed = upto_evm::check(&offer, facilitator, payload, payment.now).unwrap();
+                (passed.payer(), passed.signed())
+            } else {
+                assert_eq!(offer.extra(), requirements.extra);
+                let payload = exact_evm::parse(payment.payload.clone()).unwrap();
+                assert_eq!(serde_json::to_value(&payload).unwrap(), payment.payload);
+                let passed = exact_evm::check(&offer, payload, payment.now, Version::V2).unwrap();
+                (passed.payer(), passed.signed())
+            };
+            assert_eq!((payer, signed), (payment.payer, Signed::ByKey), "{}", payment.requirements);
+            seen.push((requirements.scheme, offer.transfer_method));
+        }
+        for (scheme, method) in
+            [("exact", TransferMethod::Eip3009), ("exact", TransferMethod::Permit2), ("upto", TransferMethod::Permit2)]
+        {
+            assert!(seen.contains(&(scheme.to_owned(), method)), "{scheme} by {method:?}");
+        }
+    }
+
+    #[test]
+    fn the_reference_clients_payments_of_version_1_pass() {
+        let of_version_1: Vec<_> = payments().into_iter().filter(|payment| payment.version == 1).collect();
+        assert!(!of_version_1.is_empty());
+        for payment in of_version_1 {
+            let requirements: PaymentRequirementsV1 = serde_json::from_value(payment.requirements.clone()).unwrap();
+            let network = Network::of_short_name(&requirements.network).unwrap();
+            let offer = offer(&network, requirements.max_amount_required, &payment.requirements);
+            let resource = ResourceInfo { url: requirements.resource.clone(), ..ResourceInfo::default() };
+            let ours = exact_evm::requirements_v1(&offer, &resource, requirements.max_timeout_seconds).unwrap();
+            assert_eq!(ours, requirements);
+            let payload = exact_evm::parse(payment.payload).unwrap();
+            let passed = exact_evm::check(&offer, payload, payment.now, Version::V1).unwrap();
+            assert_eq!((passed.payer(), passed.signed()), (payment.payer, Signed::ByKey));
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! Source: `scheme_batch_settlement_evm.md`, `scheme_exact_evm.md`, `scheme_upto_evm.md`.
 
 pub mod assets;
+pub mod authorization;
 pub mod contracts;
 pub mod eip712;
 pub mod signature;

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Amount;
+use crate::scheme::evm::authorization::TokenPermissions;
 use crate::scheme::evm::eip712::ChannelConfig;
 use crate::x402::evm::{Address, AnySignature, B256, U256};
 
@@ -104,15 +105,6 @@ pub struct Permit2Deposit {
     pub witness: DepositWitness,
     /// The payer's.
     pub signature: AnySignature,
-}
-
-/// How much of which token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenPermissions {
-    /// The token.
-    pub token: Address,
-    /// How much.
-    pub amount: Amount,
 }
 
 /// What a deposit through Permit2 is bound to.

@@ -8,6 +8,8 @@ use secp256k1::{Message, PublicKey, SecretKey};
 use super::eip712::Domain;
 use super::signature::address_of;
 use super::{EvmSeller, TransferMethod, assets};
+use crate::amount::Amount;
+use crate::scheme::evm::authorization::EvmOffer;
 use crate::x402::Network;
 use crate::x402::evm::{Address, B256, EvmSignature};
 
@@ -57,4 +59,11 @@ pub(crate) fn seller(transfer_method: TransferMethod) -> EvmSeller {
         withdraw_delay: 900,
         domain: Domain::batch_settlement(usdc.chain_id),
     }
+}
+
+/// The same seller's offer to whoever pays 10000 once.
+pub(crate) fn offer(transfer_method: TransferMethod) -> EvmOffer {
+    let EvmSeller { network, chain_id, token, token_name, token_version, pay_to, .. } = seller(transfer_method);
+    let amount = Amount::new(10_000);
+    EvmOffer { network, chain_id, token, token_name, token_version, transfer_method, pay_to, amount }
 }

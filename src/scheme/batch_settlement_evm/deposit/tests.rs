@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
-use super::super::payload::{DepositWitness, TokenPermissions};
+use super::super::payload::DepositWitness;
 use super::*;
+use crate::scheme::evm::authorization::TokenPermissions;
 use crate::scheme::evm::testing::{self, TestKey};
 use crate::x402::evm::{Address, AnySignature, B256, U256};
 
