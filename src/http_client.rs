@@ -1,7 +1,8 @@
 //! What every client of a service elsewhere needs: connections, bounded answers, and [`endpoint`]s that keep secrets.
 //!
-//! For the adapters (`chain/*`, `facilitator/http`), which each bring their own protocol, order and retries. Promises that no answer is read beyond its limit, that redirects are not followed (nothing here does),
-//! and that only public roots are trusted. Names nothing else of ours.
+//! For the adapters (`chain/*`, `facilitator/http`), which each bring their own protocol, order and retries. Promises
+//! that no answer is read beyond its limit, that redirects are not followed (nothing here does), and that only public
+//! roots are trusted. Names nothing else of ours.
 
 pub mod endpoint;
 
