@@ -393,7 +393,8 @@ async fn no_secret_is_shown_and_every_attempt_is_observed() {
         .header(HeaderName::from_static("x-api-key"), HeaderValue::from_static("another-secret"));
     let seen = Arc::new(Seen::default());
     assert!(!format!("{options:?}").contains("secret") && !format!("{options:?}").contains("sk_live"));
-    let client = HttpFacilitator::new(&[options], Arc::clone(&seen) as Arc<dyn Observer>).unwrap();
+    let observer: Arc<dyn Observer> = Arc::<Seen>::clone(&seen);
+    let client = HttpFacilitator::new(&[options], observer).unwrap();
     let error = client.verify(&payment()).await.unwrap_err();
     let shown = format!("{error} {error:?} {:?}", client.health());
     assert!(!shown.contains("0123456789") && !shown.contains("pathsecret"), "{shown}");

@@ -239,6 +239,7 @@ fn refusals() {
         (format!("{sandbox}cors: {{origins: https://A.b/}}"), "is not an origin. Write https://a.b."),
         (format!("{sandbox}log: {{level: loud}}"), "Write error, warn, info, debug or trace."),
         (format!("{sandbox}facilitator: remote"), "\"remote\" is not known here. Write local."),
+        (format!("{sandbox}facilitator: https://x.example.com"), "can only serve EVM networks: on Solana"),
         (format!("{sandbox}tls: {{cert_file: nowhere, key_file: .}}"), "tls.cert_file: \"nowhere\" cannot be read"),
         (format!("{sandbox}public_url: https://a.b/?c"), "has a query."),
     ];
