@@ -8,6 +8,7 @@
 //! a value as it is written in the file, so what a variable holds is not shown. Paths are relative to the file.
 
 mod facilitator;
+mod metering;
 mod money;
 mod network;
 mod problem;
@@ -294,9 +295,6 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
-
-/// Whether a route's charge is told by the upstream, and in which header.
-pub type MeteringHeader = Option<HeaderName>;
 
 impl Config {
     /// Reads and checks a file.
