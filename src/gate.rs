@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! admit  -> Free | Admitted(Admission) | Challenge | Refused | Answered | Replayed
-//! finish -> Charged | Released | Refused
+//! finish -> Charged | Released | Refused | Unmetered
 //! ```
 //!
-//! Promises: nothing is charged but by [`Admission::finish`] or [`Admission::finish_whole`] with a status below 400,
+//! Promises: nothing is charged but by [`Admission::finish`] and its like with a status below 400,
 //! and what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names
 //! the ledger and the facilitator, and never a signer, so nothing on the request path can reach a key share.
 //!
@@ -36,6 +36,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, oneshot};
 
 use self::challenge::{Challenges, Prepared, PreparedOffer, Way};
+use self::charge::{Answered, Charge, Meter};
 use self::closer::MeteredCloser;
 use self::evm::{EvmGate, EvmSide};
 use self::recent::Recent;
@@ -169,6 +170,9 @@ pub enum Finished {
     Released(Option<Box<SettlementResponse>>),
     /// It could not be charged: the upstream's answer must not be delivered.
     Refused(Box<Refusal>),
+    /// It was not charged, for the answer does not say its charge and the route's rule is to refuse then: the answer
+    /// must not be delivered. What is said is as for [`Self::Released`].
+    Unmetered(Option<Box<SettlementResponse>>),
 }
 
 /// The request flow of all routes.
@@ -437,6 +441,15 @@ enum Passed {
     Answered(Box<SettlementResponse>),
 }
 
+/// What an answer costs.
+#[derive(Clone, Copy)]
+enum Cost {
+    Amount(Amount),
+    Nothing,
+    /// Nothing, and the answer must not be delivered.
+    Withheld,
+}
+
 /// What an admission holds back until it is finished.
 enum Held {
     Batch(batch::Hold),
@@ -469,27 +482,43 @@ impl Admission {
         self.claim.as_ref().map(Claim::body_bytes_max)
     }
 
+    /// The route's meter, where the request is metered: for who reads the body, which it may need.
+    #[must_use]
+    pub fn meter(&self) -> Option<&Meter> {
+        match self.held {
+            Held::Batch(_) => None,
+            Held::Metered(_) | Held::Evm(_) => self.context.prepared.meter(),
+        }
+    }
+
     /// Charges for an answer with a status below 400, durably, and gives everything back for any other. To be called
     /// when the upstream's response header has arrived and before it leaves. `headers` may say a metered charge.
     pub async fn finish(self, status: StatusCode, headers: &HeaderMap) -> Finished {
-        let charge = self.charge(status, headers);
-        self.end(charge, None).await
+        self.finish_read(status, &Answered::head(headers)).await
+    }
+
+    /// The same for an answer of which more than the header is there, which may say a metered charge.
+    pub async fn finish_read(self, status: StatusCode, answered: &Answered<'_>) -> Finished {
+        let cost = self.cost(status, answered);
+        self.end(cost, None).await
     }
 
     /// The same for an answer that is there whole: it is kept, with its charge, so that the client can ask for it
     /// again. Goes on to the end where the client has gone meanwhile. What cannot be kept is charged as by
-    /// [`Self::finish`].
+    /// [`Self::finish_read`].
     pub async fn finish_whole(self, headers: &HeaderMap, draft: Draft) -> Finished {
-        let charge = self.charge(draft.status, headers);
-        let keeps = charge.is_some() && self.claim.is_some() && draft.bytes().is_some_and(|bytes| self.has_room(bytes));
+        let cost = self.cost(draft.status, &Answered::whole(headers, &draft.body));
+        let keeps = matches!(cost, Cost::Amount(_))
+            && self.claim.is_some()
+            && draft.bytes().is_some_and(|bytes| self.has_room(bytes));
         if !keeps {
-            return self.end(charge, None).await;
+            return self.end(cost, None).await;
         }
         let tasks = self.gate.tasks.clone();
         let (sender, ended) = oneshot::channel();
         tasks.spawn(async move {
             // The client may be gone; then its answer waits for it.
-            let _ = sender.send(self.end(charge, Some(draft)).await);
+            let _ = sender.send(self.end(cost, Some(draft)).await);
         });
         let lost = || Finished::Refused(Box::new(Denial::ours("a request's charge ended without an answer").bare()));
         ended.await.unwrap_or_else(|_| lost())
@@ -502,33 +531,43 @@ impl Admission {
         }
     }
 
-    /// What an answer costs; `None` for one that costs nothing.
-    fn charge(&self, status: StatusCode, headers: &HeaderMap) -> Option<Amount> {
-        let success = status.as_u16() < 400;
-        success.then(|| match &self.held {
-            Held::Batch(_) => self.paid.amount,
-            Held::Metered(_) | Held::Evm(_) => self.context.prepared.charge(&self.context.offer, headers),
-        })
+    fn cost(&self, status: StatusCode, answered: &Answered<'_>) -> Cost {
+        if status.as_u16() >= 400 {
+            return Cost::Nothing;
+        }
+        match &self.held {
+            Held::Batch(_) => Cost::Amount(self.paid.amount),
+            Held::Metered(_) | Held::Evm(_) => match self.context.prepared.charge(&self.context.offer, answered) {
+                Charge::Take(amount) => Cost::Amount(amount),
+                Charge::Refuse => Cost::Withheld,
+            },
+        }
     }
 
-    async fn end(self, charge: Option<Amount>, draft: Option<Draft>) -> Finished {
+    async fn end(self, cost: Cost, draft: Option<Draft>) -> Finished {
         // The claim is held until the answer can be found.
         let Self { gate, context, paid, held, claim } = self;
         let keep = claim.as_ref().zip(draft).map(|(claim, draft)| (claim.id, draft));
-        let finished = match (held, charge) {
-            (Held::Batch(hold), Some(_)) => hold.commit(&gate, &context, &paid, keep).await.map(Finished::Charged),
-            (Held::Batch(hold), None) => {
+        let finished = match (held, cost) {
+            (Held::Batch(hold), Cost::Amount(_)) => {
+                hold.commit(&gate, &context, &paid, keep).await.map(Finished::Charged)
+            }
+            (Held::Batch(hold), Cost::Nothing | Cost::Withheld) => {
                 hold.release();
                 Ok(Finished::Released(None))
             }
-            (Held::Evm(hold), Some(charge)) => {
+            (Held::Evm(hold), Cost::Amount(charge)) => {
                 hold.commit(&gate, &context, &paid, charge, keep).await.map(Finished::Charged)
             }
-            (Held::Evm(hold), None) => {
+            (Held::Evm(hold), Cost::Nothing) => {
                 hold.release();
                 Ok(Finished::Released(None))
             }
-            (Held::Metered(hold), Some(charge)) => {
+            (Held::Evm(hold), Cost::Withheld) => {
+                hold.release();
+                Ok(Finished::Unmetered(None))
+            }
+            (Held::Metered(hold), Cost::Amount(charge)) => {
                 let charged = hold.charge(&context, &paid, charge).await;
                 if let (Ok(settlement), Some((id, draft))) = (&charged, keep)
                     && let Err(error) = gate.ledger.keep_answer(id, draft.answer(settlement)).await
@@ -537,7 +576,8 @@ impl Admission {
                 }
                 charged.map(Finished::Charged)
             }
-            (Held::Metered(hold), None) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
+            (Held::Metered(hold), Cost::Nothing) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
+            (Held::Metered(hold), Cost::Withheld) => Ok(Finished::Unmetered(hold.give_back(&context, &paid).await)),
         };
         finished.unwrap_or_else(|denial| Finished::Refused(Box::new(context.refuse(&gate, denial))))
     }

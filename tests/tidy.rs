@@ -68,6 +68,7 @@ const ADAPTERS: &[&str] = &[
     "chain/svm",
     "chain/sandbox",
     "facilitator/local",
+    "facilitator/http",
     "signer/frost",
     "signer/keystore",
 ];
@@ -102,6 +103,8 @@ fn lower_levels_name_nothing_above_them() {
     forbid(&pure, &above_ports);
     forbid(&["policy"], &ports);
     forbid(&words, &above_words);
+    forbid(&["http_client"], &above_words);
+    forbid(&["http_client"], &words);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::Method;
 
-use super::MeteringHeader;
 use crate::amount::Amount;
+use crate::gate::charge::Meter;
 use crate::gate::route::{Offer, Payee, Pricing, Route};
 use crate::ledger::channel::Seller;
 use crate::x402::{Key, Network};
@@ -45,12 +45,12 @@ pub enum RoutePricing {
     Free,
     /// The same each time.
     Fixed(Vec<NetworkPrice>),
-    /// At most this; the upstream says how much in a response header, or all of it where no header is named.
+    /// At most this; the upstream says how much.
     Metered {
         /// The most that is charged.
         prices: Vec<NetworkPrice>,
-        /// The upstream's response header.
-        header: MeteringHeader,
+        /// How the charge is found; `None` charges the whole price.
+        meter: Option<Meter>,
     },
 }
 
@@ -83,8 +83,8 @@ impl RouteConfig {
             pricing: match &self.pricing {
                 RoutePricing::Free => Pricing::Free,
                 RoutePricing::Fixed(prices) => Pricing::Fixed(offers(prices)),
-                RoutePricing::Metered { prices, header } => {
-                    Pricing::Metered { offers: offers(prices), header: header.clone() }
+                RoutePricing::Metered { prices, meter } => {
+                    Pricing::Metered { offers: offers(prices), meter: meter.clone() }
                 }
             },
             upstream: self.upstream.clone(),

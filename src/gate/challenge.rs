@@ -7,15 +7,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::HeaderMap;
 use parking_lot::RwLock;
 use serde_json::{Map, Value};
 
-use super::charge;
+use super::charge::{self, Answered, Charge, Meter};
 use super::evm::state as evm_state;
 use super::refusal::{AnyRecord, Denial};
 use super::route::{EvmScheme, Offer, Payee, Pricing, Route};
-use crate::amount::Amount;
 use crate::chain::Blockhash;
 use crate::ledger::channel::Seller;
 use crate::ledger::store::ChannelRecord;
@@ -118,12 +116,16 @@ impl Prepared {
     }
 
     /// What a metered answer costs.
-    pub(super) fn charge(&self, offer: &PreparedOffer, headers: &HeaderMap) -> Amount {
-        let header = match &self.route.pricing {
+    pub(super) fn charge(&self, offer: &PreparedOffer, answered: &Answered<'_>) -> Charge {
+        charge::decide(self.name(), self.meter(), answered, offer.offer.payee.asset(), offer.offer.amount)
+    }
+
+    /// How a metered answer's charge is found.
+    pub(super) fn meter(&self) -> Option<&Meter> {
+        match &self.route.pricing {
             Pricing::Free | Pricing::Fixed(_) => None,
-            Pricing::Metered { header, .. } => header.as_ref(),
-        };
-        charge::decide(self.name(), header, headers, offer.offer.payee.asset(), offer.offer.amount)
+            Pricing::Metered { meter, .. } => meter.as_ref(),
+        }
     }
 
     /// How to pay, and why the request was not served.

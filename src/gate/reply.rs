@@ -11,6 +11,7 @@
 //! | a refund | 200 | `PAYMENT-RESPONSE`, `Cache-Control: private` |
 //! | an answer that was sent before | as it was | as they were, and `Turnpike-Replay: true` |
 //! | the upstream's answer broke off while it was collected | 502 | `Cache-Control: no-store` |
+//! | the upstream's answer does not say its charge, where the route's rule is to refuse then | 502 | `Cache-Control: no-store` |
 //! | no route | 404 | `Cache-Control: no-store` |
 //!
 //! A corrective 402 carries no `PAYMENT-RESPONSE`: clients look for its state only where there is none. A settlement
@@ -124,9 +125,22 @@ const HOP_BY_HOP: [&str; 7] =
 /// The answer where the upstream's own broke off while it was collected. Nothing was charged.
 #[must_use]
 pub fn broke_off(settlement: Option<&SettlementResponse>) -> Response<Bytes> {
-    let detail = "the upstream's answer broke off; nothing was charged";
-    let mut response =
-        answer(StatusCode::BAD_GATEWAY, NO_STORE, &json!({ "error": "upstream_broke_off", "detail": detail }));
+    bad_gateway("upstream_broke_off", "the upstream's answer broke off; nothing was charged", settlement)
+}
+
+/// The answer where the upstream's own does not say what it costs, and the route's rule is to refuse then. Nothing was
+/// charged.
+#[must_use]
+pub fn unmetered(settlement: Option<&SettlementResponse>) -> Response<Bytes> {
+    bad_gateway(
+        "upstream_unmetered",
+        "the upstream did not say what this answer costs; nothing was charged",
+        settlement,
+    )
+}
+
+fn bad_gateway(error: &str, detail: &str, settlement: Option<&SettlementResponse>) -> Response<Bytes> {
+    let mut response = answer(StatusCode::BAD_GATEWAY, NO_STORE, &json!({ "error": error, "detail": detail }));
     if let Some(settlement) = settlement {
         insert(response.headers_mut(), PAYMENT_RESPONSE, settlement);
     }

@@ -11,11 +11,12 @@ mod tree;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::Method;
 
 pub use self::path::BadPath;
 pub use self::pattern::{Pattern, PatternError};
 pub use self::table::{Claim, Match, RouteTable, TableError, conflicts};
+use super::charge::Meter;
 use crate::amount::Amount;
 use crate::amount::Asset;
 use crate::ledger::channel::Seller;
@@ -66,9 +67,8 @@ pub enum Pricing {
     Metered {
         /// The ways to pay; each offer's amount is the most that is charged.
         offers: Vec<Offer>,
-        /// The response header in which the upstream says the charge, as decimal text in whole tokens such as `0.0042`;
-        /// `None` charges the whole price.
-        header: Option<HeaderName>,
+        /// How the charge is found; `None` charges the whole price.
+        meter: Option<Meter>,
     },
 }
 

@@ -17,7 +17,7 @@ use super::super::{Context, Gate, Held, Paid, Passed};
 use super::{EvmGate, EvmNetwork, asked, state};
 use crate::amount::Amount;
 use crate::facilitator::interface::{InterfaceError, Payment, Settled};
-use crate::ledger::channel::{Evm, EvmOnChain, Voucher};
+use crate::ledger::channel::{Evm, EvmOnChain};
 use crate::ledger::store::{AnswerId, RecordOf};
 use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_evm::deposit::{self, CheckedDeposit};
@@ -190,7 +190,8 @@ impl Gate {
         deposit_after: Option<Amount>,
     ) -> Result<Reserved, Denial> {
         let amount = context.offer.offer.amount;
-        let (terms, cumulative, signature) = verified.into_parts();
+        let (terms, voucher) = verified.into_parts();
+        let cumulative = voucher.cumulative;
         let paid = Paid {
             payer: Account::Evm(terms.payer),
             amount,
@@ -199,7 +200,6 @@ impl Gate {
         };
         let started = Instant::now();
         let waiting = self.options.telemetry.as_ref().map(|telemetry| Waiting::begin(&telemetry.waiting));
-        let voucher = Voucher { cumulative, signature };
         let reservation = evm.ledger.reserve(Entry { terms: terms.clone(), voucher, amount, deposit_after }).await;
         drop(waiting);
         if let Some(telemetry) = &self.options.telemetry {
