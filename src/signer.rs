@@ -6,6 +6,7 @@
 
 pub mod frost;
 pub mod keystore;
+pub mod quorum;
 pub mod rules;
 
 use async_trait::async_trait;

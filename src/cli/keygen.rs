@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::signer::frost::{self, OpenError};
-use crate::signer::keystore::{self, Kdf, KeystoreError, PASSPHRASE_CHARS_MIN, Passphrase, SHARES};
+use crate::signer::keystore::{self, Ed25519, Kdf, KeystoreError, PASSPHRASE_CHARS_MIN, Passphrase, SHARES};
 use crate::x402::Key;
 
 /// Environment variables that may hold the passphrases, in the order of the shares.
@@ -121,7 +121,7 @@ pub fn run_with(args: &Args, kdf: Kdf, variable: impl Fn(&str) -> Option<String>
     for ((path, share), passphrase) in paths.iter().zip(&shares).zip(&passphrases) {
         keystore::create(path, share, passphrase, kdf)?;
         written.0.push(path.clone());
-        keystore::open(path, passphrase)?;
+        keystore::open::<Ed25519>(path, passphrase)?;
     }
     written.0.clear();
     Ok(Report { address, shares: paths.to_vec(), passphrases: generated })
