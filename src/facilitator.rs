@@ -2,6 +2,7 @@
 //!
 //! Adapter: `facilitator/local.rs`, our own. The gate calls this; the key that signs stays behind it.
 
+pub mod interface;
 pub mod local;
 
 use async_trait::async_trait;

@@ -4,6 +4,7 @@
 //! else can make; one that does not returns [`Refused`] with the protocol's own code.
 
 pub mod batch_settlement_svm;
+pub mod evm;
 pub mod offer;
 pub mod svm;
 pub mod upto_svm;

@@ -133,6 +133,9 @@ fn vendor_crates_stay_in_their_files() {
         ("prometheus", &["telemetry"]),
         ("axum", &["admin", "chain/sandbox", "cli/demo"]),
         ("clap", &["cli"]),
+        ("const_hex", &["x402/evm"]),
+        ("secp256k1", &["scheme/evm/signature"]),
+        ("sha3", &["x402/evm"]),
     ];
     for (file, code) in sources() {
         for (vendor, places) in confined {

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Ledger;
+use super::channel::Family;
 use super::store::{Answer, AnswerId, AnswerMark, AnswerRecord, StoreError, Write};
 use super::turns::Core;
 use crate::clock::UnixMillis;
@@ -42,7 +43,7 @@ impl Default for AnswerLimits {
     }
 }
 
-impl Ledger {
+impl<F: Family> Ledger<F> {
     /// Whether answers are kept.
     #[must_use]
     pub fn keeps_answers(&self) -> bool {
@@ -220,7 +221,7 @@ const fn weight(bytes: u64) -> u64 {
 }
 
 /// Deletes what has to go, for as long as the ledger lives.
-pub(super) async fn tidy(core: Weak<Core>) {
+pub(super) async fn tidy<F: Family>(core: Weak<Core<F>>) {
     loop {
         let Some((every, pressed)) = core.upgrade().map(|core| {
             let keep = core.answers.limits.map_or(Duration::MAX, |limits| limits.keep);

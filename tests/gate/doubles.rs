@@ -307,6 +307,7 @@ impl House {
             exposure_max: None,
             channel_exposure_max: None,
             channel_charged_max: None,
+            withdraw_margin: Duration::ZERO,
             waiters_per_channel_max: 8,
             wait_max: Duration::from_millis(200),
             gap_wait_max: Duration::from_millis(20),
