@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use signer_requests::{Cast, approved, key, rules};
-use turnpike::cli::keygen::{self, KeygenError, Report};
+use turnpike::cli::keygen::{self, CurveName, GroupAddress, KeygenError, Report};
 use turnpike::scheme::svm::{program, verify_strict};
 use turnpike::signer::frost::{self, FrostSigner, OpenError};
 use turnpike::signer::keystore::{self, Ed25519, Kdf, KeyShare, KeystoreError, Passphrase};
@@ -33,12 +33,22 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn args(out: &Path) -> keygen::Args {
-    keygen::Args { out: out.to_owned(), passphrase_files: Vec::new(), generate_passphrases: None }
+    keygen::Args {
+        curve: CurveName::Ed25519,
+        out: out.to_owned(),
+        passphrase_files: Vec::new(),
+        generate_passphrases: None,
+    }
 }
 
 /// A key of three shares in `directory`.
 fn make(directory: &Path) -> Report {
     keygen::run_with(&args(directory), Kdf::FAST_FOR_TESTS, variable).unwrap()
+}
+
+fn address(report: &Report) -> Key {
+    let GroupAddress::Solana(key) = report.address else { panic!("{} is not of Solana", report.address) };
+    key
 }
 
 fn open(report: &Report, number: usize) -> KeyShare {
@@ -51,10 +61,10 @@ async fn every_pair_of_shares_signs_under_the_same_key() {
     let report = make(directory.path());
     for pair in [[1, 2], [1, 3], [2, 3], [3, 1]] {
         let signer = FrostSigner::open(pair.map(|number| open(&report, number)).into(), rules()).unwrap();
-        assert_eq!(signer.public_key(), report.address, "{pair:?}");
+        assert_eq!(signer.public_key(), address(&report), "{pair:?}");
         assert_eq!(signer.health(), Ok(()));
         let signature = signer.sign(approved(voucher(key(1), 5, 9))).await.unwrap();
-        assert!(verify_strict(&report.address, &program::voucher_message(&key(1), 5, 9), &signature), "{pair:?}");
+        assert!(verify_strict(&address(&report), &program::voucher_message(&key(1), 5, 9), &signature), "{pair:?}");
     }
     let all = [1, 2, 3].map(|number| open(&report, number)).into();
     assert!(FrostSigner::open(all, rules()).is_ok());
@@ -67,7 +77,7 @@ async fn one_share_signs_nothing() {
     assert_eq!(FrostSigner::open(vec![open(&report, 2)], rules()).unwrap_err(), OpenError::NoQuorum { have: 1 });
     assert_eq!(FrostSigner::open(Vec::new(), rules()).unwrap_err(), OpenError::NoQuorum { have: 0 });
     let signer = FrostSigner::open_without_quorum(&open(&report, 2), rules()).unwrap();
-    assert_eq!(signer.public_key(), report.address);
+    assert_eq!(signer.public_key(), address(&report));
     let missing = signer.health().unwrap_err();
     assert!(missing.contains("1 of the 2 shares"), "{missing}");
     assert_eq!(signer.sign(approved(voucher(key(1), 5, 9))).await, Err(SignerError::NoQuorum(missing)));
@@ -290,7 +300,7 @@ fn keygen_writes_three_private_files_and_tells_what_to_fund() {
             assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         }
         let share = open(&report, index + 1);
-        assert_eq!((share.group(), usize::from(share.identifier())), (report.address, index + 1));
+        assert_eq!((share.group(), usize::from(share.identifier())), (address(&report), index + 1));
     }
     let text = report.to_string();
     assert!(text.contains(&report.address.to_string()) && text.contains("Send SOL to the address"), "{text}");

@@ -107,14 +107,9 @@ impl Signer for FrostSigner {
 
     async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
         let request = approved.into_request();
-        // A signature is 0.4 ms of arithmetic, twenty times a proxied request: too long for a thread that serves
-        // others.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return self.sign_blocking(&request);
-        };
         let signer = self.clone();
-        let signed = runtime.spawn_blocking(move || signer.sign_blocking(&request)).await;
-        signed.unwrap_or_else(|error| Err(SignerError::NoQuorum(format!("signing was interrupted: {error}"))))
+        // A signature is 0.4 ms of arithmetic, twenty times a proxied request.
+        super::off_the_runtime(move || signer.sign_blocking(&request)).await
     }
 
     fn health(&self) -> Result<(), String> {
