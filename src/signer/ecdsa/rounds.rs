@@ -1,7 +1,8 @@
 //! The rounds of DKLs23: key generation between three participants, signing between two.
 //!
-//! Owns no key. Promises: what is meant for one participant reaches no other, the signing state of one signature is used
-//! up by it, and whatever was secret is wiped. A failure says whether the shares may be used again ([`Fault::lasting`]).
+//! Owns no key. Promises: what is meant for one participant reaches no other; the signing state of one signature is used
+//! up by it; what a participant has to itself is wiped. A failure says whether the shares may be used again
+//! ([`Fault::lasting`]).
 //!
 //! Source: "Threshold ECDSA in Three Rounds" (DKLs23), protocols 3.6 (signing) and 9.1 (key generation), as `dkls23-core`
 //! lays them out.
@@ -12,7 +13,7 @@ use dkls23_core::protocols::signing::SignData;
 use dkls23_core::protocols::{Abort, AbortKind, InvalidPartyIndex, Parameters, PartyIndex};
 use dkls23_core::{DkgSession, SignSession};
 use k256::{Scalar, Secp256k1};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::x402::evm::{B256, EvmSignature};
 
@@ -82,17 +83,19 @@ pub(super) fn generate() -> Result<Vec<(Party, Public)>, Fault> {
         transfers.extend(transfer);
         chain_late.insert(*me, chain);
     }
-    let finish = |(me, session): (PartyIndex, DkgSession<Secp256k1>)| {
-        let zeros_early: Vec<_> = zeros_early.iter().filter(|to| to.parties.receiver == me).cloned().collect();
-        let zeros_late: Vec<_> = zeros_late.iter().filter(|to| to.parties.receiver == me).cloned().collect();
-        let transfers: Vec<_> = transfers.iter().filter(|to| to.parties.receiver == me).cloned().collect();
+    let mut finish = |(me, session): (PartyIndex, DkgSession<Secp256k1>)| {
+        let zeros_early: Vec<_> = zeros_early.extract_if(.., |to| to.parties.receiver == me).collect();
+        let mut zeros_late: Vec<_> = zeros_late.extract_if(.., |to| to.parties.receiver == me).collect();
+        let transfers: Vec<_> = transfers.extract_if(.., |to| to.parties.receiver == me).collect();
         // The address is ours to make; the library keeps none.
         let no_address = |_: &_| String::new();
-        session
-            .phase4(&proofs, &zeros_early, &zeros_late, &transfers, &chain_early, &chain_late, no_address)
-            .map_err(Fault::from)
+        let made =
+            session.phase4(&proofs, &zeros_early, &zeros_late, &transfers, &chain_early, &chain_late, no_address);
+        // The library wipes sessions and shares, but not these seeds that two participants have in common.
+        zeros_late.iter_mut().for_each(|zero| zero.seed.zeroize());
+        made.map_err(Fault::from)
     };
-    everyone.iter().copied().zip(sessions).map(finish).collect()
+    everyone.iter().copied().zip(sessions).map(&mut finish).collect()
 }
 
 /// Signs a digest with two shares of one key. The signature has `s` in the lower half, as contracts want it; it is not

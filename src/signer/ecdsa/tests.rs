@@ -86,6 +86,7 @@ fn a_wrong_scalar_gives_no_signature() {
     let quorum = with_first(|party| party.poly_point += k256::Scalar::ONE);
     let error = quorum.sign(&B256([7; 32])).unwrap_err();
     assert!(matches!(error, SignerError::Broken(_)), "{error}");
+    assert_eq!(quorum.health(), Ok(()));
 }
 
 #[test]
