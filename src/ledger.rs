@@ -379,6 +379,7 @@ pub struct Reservation<F: Family = Svm> {
     id: F::Id,
     ticket: u64,
     amount: Amount,
+    charge: Option<Amount>,
     over: bool,
 }
 
@@ -398,7 +399,15 @@ impl<F: Family> Reservation<F> {
         self.amount
     }
 
-    /// Charges the reserved price and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
+    /// Charges this much of what is reserved, where the chain can claim a part of a voucher.
+    #[must_use]
+    pub fn charging(self, charge: Amount) -> Self {
+        let mut charging = self;
+        charging.charge = Some(charge);
+        charging
+    }
+
+    /// Charges the reserved price, or what [`Self::charging`] said of it, and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
     /// The request's answer may be delivered when this has returned a receipt, and not otherwise: after an error the
     /// same voucher may pay for another request. Dropped before it returns, it charges or releases, whichever is true
     /// by then.
@@ -407,7 +416,7 @@ impl<F: Family> Reservation<F> {
     /// [`StoreError`]: nothing was charged. The store failed and the ledger has stopped, or this one charge cannot be
     /// made: the reservation has lapsed, the deposit is not there, the channel has ended; see [`Ledger::health`].
     pub async fn commit(self, on_chain: Option<F::OnChain>) -> Result<Receipt<F>, StoreError> {
-        self.commit_keeping(on_chain, None, None).await
+        self.commit_keeping(on_chain, None).await
     }
 
     /// The same, and keeps the request's answer in the same durable write: after a crash either both are there or
@@ -423,16 +432,16 @@ impl<F: Family> Reservation<F> {
     ) -> Result<Receipt<F>, StoreError> {
         let core = Arc::clone(&self.core);
         let keep = move |channel: &RecordOf<F>| core.answers.record(id, core.clock.now(), make(channel));
-        self.commit_keeping(on_chain, None, Some(Box::new(keep))).await
+        self.commit_keeping(on_chain, Some(Box::new(keep))).await
     }
 
     async fn commit_keeping(
         mut self,
         on_chain: Option<F::OnChain>,
-        charge: Option<Amount>,
         keep: Option<Keep<F>>,
     ) -> Result<Receipt<F>, StoreError> {
         let (core, id) = (Arc::clone(&self.core), self.id);
+        let charge = self.charge;
         let plan = Plan::Commit { ticket: self.ticket, on_chain, charge };
         let over = &mut self.over;
         let channel = core.change_keeping(id, plan, keep, || *over = true).await?;

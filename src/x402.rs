@@ -8,6 +8,7 @@ pub mod key;
 pub mod network;
 pub mod payment_identifier;
 pub mod reason;
+pub mod v1;
 pub mod wire;
 
 pub use key::Key;

@@ -144,7 +144,7 @@ fn vendor_crates_stay_in_their_files() {
         ("dkls23_core", &["signer/ecdsa"]),
         ("k256", &["signer/ecdsa"]),
         ("postcard", &["signer/ecdsa"]),
-        ("secp256k1", &["scheme/evm/signature"]),
+        ("secp256k1", &["scheme/evm/signature", "scheme/evm/testing"]),
         ("sha3", &["x402/evm"]),
     ];
     for (file, code) in sources() {

@@ -134,7 +134,7 @@ impl Denial {
 
 impl From<scheme::Refused> for Denial {
     fn from(refused: scheme::Refused) -> Self {
-        let fault = if refused.reason == Reason::InvalidPayload { Fault::Malformed } else { Fault::Payment };
+        let fault = if refused.reason.is_malformed() { Fault::Malformed } else { Fault::Payment };
         Self::new(fault, refused.reason, refused.detail)
     }
 }

@@ -196,8 +196,8 @@ impl<F: Family> Core<F> {
             Plan::Observe(_) if !channel.known => Ok(None),
             Plan::Observe(on_chain) => {
                 let next = channel.clone().observe(on_chain)?;
-                let on_chain = channel.on_chain.reread(next.on_chain.read_at());
-                if (Channel { on_chain, ..channel.clone() }) == next {
+                let same = Channel { on_chain: next.on_chain, ..channel.clone() } == next;
+                if same && channel.on_chain.same_as(&next.on_chain) {
                     slot.put(&next);
                     return Ok(None);
                 }

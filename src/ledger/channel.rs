@@ -4,6 +4,7 @@
 //! channel is made of depends on the chain: a [`Family`] says it, and the rules are the same for all of them, but for
 //! the few that [`ChainState`] answers.
 
+pub mod evm;
 pub mod svm;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::evm::{Evm, EvmOnChain};
 pub use self::svm::{OnChain, Seller, Svm, Terms};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
@@ -68,9 +70,8 @@ pub trait ChainState: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     fn none(now: UnixMillis) -> Self;
     /// When this was read.
     fn read_at(&self) -> UnixMillis;
-    /// The same, read at another time.
-    #[must_use]
-    fn reread(self, at: UnixMillis) -> Self;
+    /// Whether this is the same state, whenever either was read.
+    fn same_as(&self, other: &Self) -> bool;
     /// What vouchers can be claimed against, what was claimed included.
     fn deposit(&self) -> Amount;
     /// All that was claimed.
@@ -88,6 +89,8 @@ pub trait ChainState: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// What both readings together say, in whatever order they were made.
     #[must_use]
     fn join(self, other: Self) -> Self;
+    /// Whether a close of ours that was sent at this state can no longer land, now that the chain has come to `later`.
+    fn ends_close(&self, later: &Self) -> bool;
     /// The state of a channel that the chain no longer has.
     #[must_use]
     fn gone(self) -> Self;
@@ -375,6 +378,7 @@ impl<O: ChainState, S: Clone + PartialEq> Channel<O, S> {
         }
         let on_chain = if self.known { self.on_chain.join(on_chain) } else { on_chain };
         let claimed = on_chain.claimed();
+        let closed = (self.closed && !self.on_chain.ends_close(&on_chain)) || !on_chain.is_open();
         let unclaimed_since = if claimed >= self.charged {
             None
         } else if claimed > self.on_chain.claimed() {
@@ -384,15 +388,7 @@ impl<O: ChainState, S: Clone + PartialEq> Channel<O, S> {
         } else {
             self.unclaimed_since
         };
-        Self {
-            on_chain,
-            known: true,
-            charged: self.charged.max(claimed),
-            unclaimed_since,
-            closed: self.closed || !on_chain.is_open(),
-            ..self
-        }
-        .checked()
+        Self { on_chain, known: true, charged: self.charged.max(claimed), unclaimed_since, closed, ..self }.checked()
     }
 
     /// Lets no more requests in, so as to close the channel. A channel that its payer is closing can be closed by us

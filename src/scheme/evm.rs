@@ -4,9 +4,12 @@
 //! Source: `scheme_batch_settlement_evm.md`, `scheme_exact_evm.md`, `scheme_upto_evm.md`.
 
 pub mod assets;
+pub mod authorization;
 pub mod contracts;
 pub mod eip712;
 pub mod signature;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::Arc;
 
@@ -16,6 +19,10 @@ use crate::amount::Asset;
 use crate::x402::Network;
 use crate::x402::evm::{Address, B256};
 use eip712::{ChannelConfig, Domain};
+
+/// The least time that an authorization must still be good for, so that its transaction can be mined in it. The
+/// reference facilitator has the same.
+pub const AUTHORIZATION_SECONDS_LEFT_MIN: u64 = 6;
 
 /// How a token moves on its owner's signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -266,6 +266,18 @@ pub enum AnySignature {
 }
 
 impl AnySignature {
+    /// A signature of these bytes.
+    ///
+    /// # Errors
+    /// [`HexError::NotBytes`] where there are more than [`SIGNATURE_BYTES_MAX`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, HexError> {
+        match bytes.try_into() {
+            Ok(signature) => Ok(Self::Key(EvmSignature(signature))),
+            Err(_) if bytes.len() <= SIGNATURE_BYTES_MAX => Ok(Self::Contract(Bytes(bytes.into()))),
+            Err(_) => Err(HexError::NotBytes),
+        }
+    }
+
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {

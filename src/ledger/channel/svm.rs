@@ -178,8 +178,8 @@ impl ChainState for OnChain {
         self.read_at
     }
 
-    fn reread(self, at: UnixMillis) -> Self {
-        Self { read_at: at, ..self }
+    fn same_as(&self, other: &Self) -> bool {
+        Self { read_at: other.read_at, ..*self } == *other
     }
 
     fn deposit(&self) -> Amount {
@@ -228,6 +228,11 @@ impl ChainState for OnChain {
             closing_since,
             read_at: self.read_at.max(other.read_at),
         }
+    }
+
+    /// What ends a close shows in the channel's status.
+    fn ends_close(&self, _later: &Self) -> bool {
+        false
     }
 
     fn gone(self) -> Self {

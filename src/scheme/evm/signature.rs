@@ -11,7 +11,7 @@
 use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 use secp256k1::{Message, PublicKey};
 
-use crate::x402::evm::{Address, B256, EvmSignature, keccak256};
+use crate::x402::evm::{Address, AnySignature, B256, EvmSignature, keccak256};
 
 /// Half of the curve's order: the greatest `s` that is not refused as malleable.
 const S_MAX: [u8; 32] = B256::literal("0x7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0").0;
@@ -31,13 +31,6 @@ pub fn recover(digest: &B256, signature: &EvmSignature) -> Option<PublicKey> {
     RecoverableSignature::from_compact(compact, id).ok()?.recover(Message::from_digest(digest.0)).ok()
 }
 
-/// Whether `key` made `signature` over `digest`: exactly where [`recover`] gives `key`. Spares the hash that an address
-/// needs, no more.
-#[must_use]
-pub fn verify_remembered(digest: &B256, signature: &EvmSignature, key: &PublicKey) -> bool {
-    recover(digest, signature).is_some_and(|recovered| recovered == *key)
-}
-
 /// The address of a key.
 #[must_use]
 pub fn address_of(key: &PublicKey) -> Address {
@@ -51,6 +44,24 @@ pub fn address_of(key: &PublicKey) -> Address {
 #[must_use]
 pub fn signer(digest: &B256, signature: &EvmSignature) -> Option<Address> {
     recover(digest, signature).map(|key| address_of(&key)).filter(|address| !address.is_zero())
+}
+
+/// What is known of a signature by whom it should be, without asking the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signed {
+    /// That account's key made it. A contract accepts it, unless the account has code of its own (EIP-7702).
+    ByKey,
+    /// Not its key: the account may be a contract that accepts it (ERC-1271), which only the chain can say.
+    AskTheChain,
+}
+
+/// Whether an account's key made a signature.
+#[must_use]
+pub fn signed_by(account: &Address, digest: &B256, signature: &AnySignature) -> Signed {
+    match signature {
+        AnySignature::Key(signature) if signer(digest, signature) == Some(*account) => Signed::ByKey,
+        AnySignature::Key(_) | AnySignature::Contract(_) => Signed::AskTheChain,
+    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,11 @@
 use proptest::prelude::*;
-use secp256k1::{SecretKey, ecdsa};
+use secp256k1::ecdsa;
 
 use super::*;
+use crate::scheme::evm::testing::TestKey;
 
 /// The curve's order.
 const ORDER: [u8; 32] = B256::literal("0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141").0;
-
-fn sign(key: &SecretKey, digest: &B256) -> EvmSignature {
-    let (id, compact) =
-        RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), key).serialize_compact();
-    let mut signature = [0; 65];
-    signature[..64].copy_from_slice(&compact);
-    signature[64] = 27 + id.to_u8();
-    EvmSignature(signature)
-}
 
 /// `ORDER - number`, big-endian.
 fn negated(number: [u8; 32]) -> [u8; 32] {
@@ -39,16 +31,16 @@ fn malleated(signature: EvmSignature) -> EvmSignature {
 fn the_address_of_a_known_key() {
     // The second development account of Ethereum's test nodes.
     let text = B256::literal("0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d");
-    let key = PublicKey::from_secret_key(&SecretKey::from_secret_bytes(text.0).unwrap());
-    assert_eq!(address_of(&key).to_string(), "0x70997970C51812dc3A010C7d01b50e0d17dc79C8");
+    let key = TestKey::from_secret(text.0).unwrap();
+    assert_eq!(key.address().to_string(), "0x70997970C51812dc3A010C7d01b50e0d17dc79C8");
 }
 
 #[test]
 fn what_a_contract_refuses_is_refused() {
-    let key = SecretKey::from_secret_bytes([7; 32]).unwrap();
-    let public = PublicKey::from_secret_key(&key);
+    let key = TestKey::new(7);
+    let public = key.public();
     let digest = B256([9; 32]);
-    let good = sign(&key, &digest);
+    let good = key.sign(&digest);
     assert_eq!(recover(&digest, &good), Some(public));
 
     type Change = fn(&mut EvmSignature);
@@ -73,7 +65,6 @@ fn what_a_contract_refuses_is_refused() {
         change(&mut bad);
         assert_eq!(recover(&digest, &bad), None, "{name}");
         assert_eq!(signer(&digest, &bad), None, "{name}");
-        assert!(!verify_remembered(&digest, &bad, &public), "{name}");
     }
     // What plain verification would let pass, and a contract would take for somebody else's.
     let mut turned = good;
@@ -81,14 +72,13 @@ fn what_a_contract_refuses_is_refused() {
     let compact = ecdsa::Signature::from_compact(&turned.0[..64]).unwrap();
     assert!(compact.verify(Message::from_digest(digest.0), &public).is_ok());
     assert!(recover(&digest, &turned).is_some_and(|other| other != public));
-    assert!(!verify_remembered(&digest, &turned, &public));
 }
 
 #[test]
 fn s_may_be_half_the_order_and_no_more() {
     // `s` is an input of recovery only, so a signature with any `s` recovers some key.
     let digest = B256([9; 32]);
-    let mut signature = sign(&SecretKey::from_secret_bytes([7; 32]).unwrap(), &digest);
+    let mut signature = TestKey::new(7).sign(&digest);
     signature.0[32..64].copy_from_slice(&S_MAX);
     assert!(recover(&digest, &signature).is_some());
     signature.0[63] += 1;
@@ -97,19 +87,18 @@ fn s_may_be_half_the_order_and_no_more() {
 }
 
 proptest! {
-    /// By whatever bit a signature is changed, a remembered key passes exactly where recovery gives it.
+    /// Of all signatures that are near a key's own, that one alone is the key's: there is no second form of it.
     #[test]
-    fn a_remembered_key_passes_exactly_where_recovery_gives_it(
+    fn a_signature_has_one_form(
         secret in any::<[u8; 32]>(),
         digest in any::<[u8; 32]>(),
         flips in prop::collection::vec(0..520_usize, 0..3),
         malleate in any::<bool>(),
         random in prop::option::of(any::<[u8; 32]>()),
     ) {
-        let Ok(key) = SecretKey::from_secret_bytes(secret) else { return Ok(()) };
-        let (public, digest) = (PublicKey::from_secret_key(&key), B256(digest));
-        let good = sign(&key, &digest);
-        prop_assert!(verify_remembered(&digest, &good, &public));
+        let Some(key) = TestKey::from_secret(secret) else { return Ok(()) };
+        let (public, digest) = (key.public(), B256(digest));
+        let good = key.sign(&digest);
         prop_assert_eq!(signer(&digest, &good), Some(address_of(&public)));
         let mut other = if malleate { malleated(good) } else { good };
         for flip in flips {
@@ -119,8 +108,9 @@ proptest! {
             other.0[..32].copy_from_slice(&random);
         }
         let recovered = recover(&digest, &other);
-        prop_assert_eq!(verify_remembered(&digest, &other, &public), recovered == Some(public));
         prop_assert_eq!(signer(&digest, &other), recovered.map(|key| address_of(&key)));
-        prop_assert_eq!(other == good, recovered == Some(public), "one signature of a nonce is the key's");
+        prop_assert_eq!(other == good, recovered == Some(public));
+        let by_key = signed_by(&address_of(&public), &digest, &other.into()) == Signed::ByKey;
+        prop_assert_eq!(by_key, other == good);
     }
 }
