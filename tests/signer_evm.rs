@@ -16,7 +16,7 @@ use turnpike::cli::keygen::{self, CurveName, GroupAddress, Report};
 use turnpike::policy::{EvmPolicy, PolicyError};
 use turnpike::scheme::evm::contracts::MULTICALL3;
 use turnpike::scheme::evm::signature;
-use turnpike::signer::ecdsa::{self, EcdsaSigner};
+use turnpike::signer::ecdsa::EcdsaSigner;
 use turnpike::signer::keystore::{self, Ed25519, Kdf, KeyShare, KeystoreError, Passphrase, Secp256k1};
 use turnpike::signer::quorum::OpenError;
 use turnpike::signer::rules::evm::{CLAIMS_PER_BATCH_MAX, EvmJudge};
@@ -50,6 +50,21 @@ fn report() -> &'static Report {
     let (_, report) = MADE.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
         let report = make(directory.path());
+        (directory, report)
+    });
+    report
+}
+
+/// A second key, beside one of Solana's in the same directory: the files of the two have other names.
+fn other() -> &'static Report {
+    static MADE: OnceLock<(tempfile::TempDir, Report)> = OnceLock::new();
+    let (_, report) = MADE.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let solana = args(directory.path(), CurveName::Ed25519);
+        let solana = keygen::run_with(&solana, Kdf::FAST_FOR_TESTS, variable).unwrap();
+        let report = make(directory.path());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 6);
+        assert!(keystore::open::<Ed25519>(&solana.shares[0], &passphrase(1)).is_ok());
         (directory, report)
     });
     report
@@ -123,13 +138,11 @@ async fn one_share_signs_nothing() {
 
 #[test]
 fn shares_that_do_not_belong_together_are_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let other = make(directory.path());
-    assert_ne!(address(&other), address(report()));
-    let error = EcdsaSigner::open(&[open(report(), 1), open(&other, 2)], rules()).unwrap_err();
+    assert_ne!(address(other()), address(report()));
+    let error = EcdsaSigner::open(&[open(report(), 1), open(other(), 2)], rules()).unwrap_err();
     assert!(matches!(error, OpenError::DifferentGroups { .. }));
     let text = error.to_string();
-    for (report, number) in [report(), &other].into_iter().zip([1, 2]) {
+    for (report, number) in [report(), other()].into_iter().zip([1, 2]) {
         assert!(text.contains(report.shares[number - 1].to_str().unwrap()), "{text}");
         assert!(text.contains(&report.address.to_string()), "{text}");
     }
@@ -224,15 +237,11 @@ fn keygen_writes_three_private_files_and_tells_the_address() {
 }
 
 #[test]
-fn both_keys_files_may_lie_in_one_directory() {
-    let directory = tempfile::tempdir().unwrap();
-    let solana = keygen::run_with(&args(directory.path(), CurveName::Ed25519), Kdf::FAST_FOR_TESTS, variable).unwrap();
-    let evm = make(directory.path());
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 6);
-    assert!(keystore::open::<Ed25519>(&solana.shares[0], &passphrase(1)).is_ok());
-    let again = keygen::run_with(&args(directory.path(), CurveName::Secp256k1), Kdf::FAST_FOR_TESTS, variable);
+fn keygen_overwrites_nothing() {
+    let directory = other().shares[0].parent().unwrap();
+    let again = keygen::run_with(&args(directory, CurveName::Secp256k1), Kdf::FAST_FOR_TESTS, variable);
     assert!(again.unwrap_err().to_string().contains("evm-share-1.json: exists already"));
-    assert_eq!(open(&evm, 1).identifier(), 1);
+    assert_eq!(open(other(), 1).identifier(), 1);
 }
 
 #[test]
@@ -393,14 +402,8 @@ fn a_signer_signs_without_a_runtime_too() {
     assert!(matches!(signing.as_mut().poll(&mut context), std::task::Poll::Ready(Ok(_))));
 }
 
-#[test]
-fn key_generation_gives_another_key_each_time() {
-    let made = ecdsa::prove(&ecdsa::generate().unwrap()).unwrap();
-    assert_ne!(made, address(report()));
-}
-
-/// Bytes of a claim that no payer and no operator has agreed to.
-fn mutated(claim: &mut EvmClaim, field: u8, bit: u8) {
+/// Changes one bit of a claim, so that it is none that the payer and the operator have agreed to.
+fn mutate(claim: &mut EvmClaim, field: u8, bit: u8) {
     let flip = |bytes: &mut [u8]| {
         let place = usize::from(bit) / 8 % bytes.len();
         bytes[place] ^= 1 << (bit % 8);
@@ -431,9 +434,41 @@ proptest! {
     fn no_mutated_claim_gets_a_signature(field in 0..9_u8, bit in any::<u8>(), at in 0..3_usize) {
         let cast = Cast::new(signer().address());
         let EvmRequest::ClaimBatch { contract, mut claims } = cast.batch(3) else { unreachable!() };
-        mutated(&mut claims[at], field, bit);
+        mutate(&mut claims[at], field, bit);
         let result = signer().sign_blocking(&EvmRequest::ClaimBatch { contract, claims });
         prop_assert!(matches!(result, Err(SignerError::Refused { .. })), "field {field}, bit {bit}: {result:?}");
+    }
+
+    /// What a signature is good for is the one request that it was asked for: another has another digest.
+    #[test]
+    fn no_two_requests_have_the_same_digest(field in 0..7_u8, bit in any::<u8>()) {
+        let cast = Cast::new(Address([9; 20]));
+        let mut seen = vec![digest(&cast.refund())];
+        let EvmRequest::Refund { contract, refund: good } = cast.refund() else { unreachable!() };
+        let EvmRequest::ClaimBatch { claims: good_claims, .. } = cast.batch(3) else { unreachable!() };
+        let mut claim = good_claims[0].clone();
+        mutate(&mut claim, field, bit);
+        for refund in [
+            EvmRefund { config: claim.config, ..good },
+            EvmRefund { nonce: U256::from(4_u64), ..good },
+            EvmRefund { amount: Amount::new(good.amount.get() ^ (1 << (bit % 128))), ..good },
+        ] {
+            seen.push(digest(&EvmRequest::Refund { contract, refund }));
+        }
+        let claims = |change: &dyn Fn(&mut Vec<EvmClaim>)| {
+            let mut claims = good_claims.clone();
+            change(&mut claims);
+            digest(&EvmRequest::ClaimBatch { contract, claims })
+        };
+        seen.push(claims(&|_| {}));
+        seen.push(claims(&|claims| claims[0] = claim.clone()));
+        seen.push(claims(&|claims| claims.swap(0, 1)));
+        seen.push(claims(&|claims| drop(claims.pop())));
+        seen.push(claims(&|claims| claims[2].total_claimed = Amount::new(1)));
+        let count = seen.len();
+        seen.sort_unstable();
+        seen.dedup();
+        prop_assert_eq!(seen.len(), count);
     }
 }
 
