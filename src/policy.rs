@@ -1,8 +1,9 @@
 //! What the proxy asks its signer to sign: pure rules and caps, and the only maker of an approved request.
 //!
-//! Owns [`Policy`] with its requests ([`SigningRequest`]), [`EvmPolicy`] with its own ([`EvmRequest`]), and [`Approved`], without which no signer can be asked. It stands
-//! on the proxy's side and knows what the signer cannot: how much a request newly moves by the ledger's books. The
-//! signer does not trust it and judges each request again by its own rules.
+//! Owns [`Policy`] with its requests ([`SigningRequest`]), [`EvmPolicy`] with its own ([`EvmRequest`]), and [`Approved`],
+//! without which no signer can be asked. It stands on the proxy's side and knows what the signer cannot: how much a
+//! request newly moves by the ledger's books. The signer does not trust it and judges each request again by its own
+//! rules.
 
 mod evm;
 mod request;

@@ -1,8 +1,8 @@
 //! A share as the library has it, and as a share file does.
 //!
 //! The secret part is the library's own value in postcard; its layout is a matter of the library's release, and committed
-//! share files hold it fixed. Promises: a share that does not fit the public part beside it is refused; no copy of a secret
-//! is left behind.
+//! share files hold it fixed. Promises: a share that does not fit the public part beside it is refused; what was secret is
+//! wiped when it is dropped.
 
 use k256::elliptic_curve::sec1::{FromSec1Point, Sec1Point, ToSec1Point};
 use k256::{AffinePoint, ProjectivePoint, Secp256k1};
