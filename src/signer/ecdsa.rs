@@ -6,7 +6,7 @@
 //! generation nor at signing; shares that have once caught each other cheating sign no more in this process. Refuses a
 //! quorum whose shares do not sign together.
 //!
-//! Which library and why, and that nobody has audited it: `docs/decisions/0006-threshold-ecdsa.md`. That both shares are in
+//! Which library and why, and that nobody has audited it: `docs/decisions/0007-threshold-ecdsa.md`. That both shares are in
 //! one process is the local mode, as `frost.rs` says of its own.
 
 mod rounds;
