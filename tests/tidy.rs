@@ -74,6 +74,7 @@ const ADAPTERS: &[&str] = &[
     "chain/svm",
     "chain/sandbox",
     "facilitator/local",
+    "facilitator/http",
     "signer/ecdsa",
     "signer/frost",
     "signer/keystore",
@@ -109,6 +110,8 @@ fn lower_levels_name_nothing_above_them() {
     forbid(&pure, &above_ports);
     forbid(&["policy"], &ports);
     forbid(&words, &above_words);
+    forbid(&["http_client"], &above_words);
+    forbid(&["http_client"], &words);
 }
 
 #[test]

@@ -7,7 +7,6 @@
 
 mod client;
 mod confirm;
-mod endpoint;
 mod wire;
 
 use std::collections::HashMap;
@@ -26,9 +25,9 @@ use tokio::time::Instant;
 
 use self::client::{CallError, Client, RpcError};
 pub use self::confirm::Pace;
-pub use self::endpoint::EndpointHealth;
 use self::wire::{AccountShape, InContext, KeyedAccount, LatestBlockhash, SimulationShape, StatusShape};
 use super::{Account, Blockhash, Chain, ChainError, Confirmation, Simulation, TransactionStatus};
+pub use crate::http_client::endpoint::EndpointHealth;
 use crate::scheme::svm::PAYMENT_CHANNELS;
 use crate::scheme::svm::program::{CHANNEL_ACCOUNT_BYTES, ChannelAccount};
 use crate::x402::Key;

@@ -18,7 +18,8 @@ import { createTestClient, defineChain, http, maxUint256, parseEther, publicActi
 import { mnemonicToAccount } from "viem/accounts";
 import { addresses, contracts } from "./contracts.mjs";
 
-const BINARY = fileURLToPath(new URL("node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil", import.meta.url));
+const CPU = { x64: "amd64", arm64: "arm64" }[process.arch];
+const BINARY = fileURLToPath(new URL(`node_modules/@foundry-rs/anvil-linux-${CPU}/bin/anvil`, import.meta.url));
 const MNEMONIC = "test test test test test test test test test test test junk";
 
 /** The node's development accounts, made of its well-known words. */
@@ -40,14 +41,26 @@ export function clientOf(rpcUrl, chainId, account) {
 }
 
 /** Starts the chain. `stop()` ends it. */
-export async function startChain({ chainId = 84532, blockTime, funds = {}, permit2 = [], wallets = [] } = {}) {
-  const { rpcUrl, stop } = await startNode(chainId);
-  const client = clientOf(rpcUrl, chainId, accounts[9]);
+export async function startChain({ chainId = 84532, blockTime, ...furniture } = {}) {
   const built = contracts();
+  const { rpcUrl, stop } = await startNode(chainId);
+  try {
+    const client = clientOf(rpcUrl, chainId, accounts[9]);
+    const wallets = await furnish(client, built, furniture);
+    // Last of all, so that what stands above did not have to wait for blocks.
+    if (blockTime) await client.setIntervalMining({ interval: blockTime });
+    return { rpcUrl, chainId, network: `eip155:${chainId}`, wallets, contracts: built, client, stop };
+  } catch (error) {
+    stop();
+    throw error;
+  }
+}
+
+/** Puts the contracts in their places, mints, approves and deploys; answers with the wallets. */
+async function furnish(client, built, { funds = {}, permit2 = [], wallets = [] }) {
   for (const [name, address] of Object.entries(addresses)) {
     await client.setCode({ address, bytecode: built[name].runtime });
   }
-
   const token = { address: addresses.TestUSDC, abi: built.TestUSDC.abi };
   const done = async (hash) => client.waitForTransactionReceipt({ hash: await hash });
   for (const [address, amount] of Object.entries(funds)) {
@@ -66,9 +79,7 @@ export async function startChain({ chainId = 84532, blockTime, funds = {}, permi
     const receipt = await done(client.deployContract({ abi, bytecode, args: [owner] }));
     deployed.push({ owner, address: receipt.contractAddress });
   }
-  // Last of all, so that what stands above did not have to wait for blocks.
-  if (blockTime) await client.setIntervalMining({ interval: blockTime });
-  return { rpcUrl, chainId, network: `eip155:${chainId}`, wallets: deployed, contracts: built, client, stop };
+  return deployed;
 }
 
 /** Runs the node. `setpriv` has the kernel end it with this process, should this process have no time to. */
