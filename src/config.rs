@@ -7,6 +7,8 @@
 //! Text values may hold `${NAME}`, which stands for an environment variable; `$$` stands for one `$`. A message shows
 //! a value as it is written in the file, so what a variable holds is not shown. Paths are relative to the file.
 
+mod facilitator;
+mod metering;
 mod money;
 mod network;
 mod problem;
@@ -44,6 +46,8 @@ pub const ROUTES_MAX: usize = 10_000;
 pub const NETWORKS_MAX: usize = 16;
 /// The most URLs for one upstream or one network.
 pub const URLS_MAX: usize = 64;
+/// The most facilitators for one network.
+pub const FACILITATORS_MAX: usize = 8;
 /// How deep mappings and lists may nest.
 pub const DEPTH_MAX: usize = 12;
 /// The most values in one file.
@@ -83,7 +87,7 @@ pub struct Config {
     /// The key shares; `None` on the sandbox, which makes its own.
     pub signer: Option<SignerConfig>,
     /// Who checks and sends what clients sign.
-    pub facilitator: FacilitatorKind,
+    pub facilitator: FacilitatorConfig,
     /// Between a payer's request to close and its end: whole seconds, 15 minutes to 30 days.
     pub withdraw_delay: Duration,
     /// `maxTimeoutSeconds` of every offer: whole seconds.
@@ -174,12 +178,27 @@ impl std::fmt::Debug for ShareConfig {
     }
 }
 
-/// Who checks, co-signs and sends what clients sign for the chain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FacilitatorKind {
+/// Who checks and sends what clients sign for the chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum FacilitatorConfig {
     /// This process.
     #[default]
     Local,
+    /// Facilitators elsewhere, in order of preference.
+    Remote(Vec<RemoteFacilitatorConfig>),
+}
+
+/// A facilitator elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteFacilitatorConfig {
+    /// Where it is.
+    pub url: RpcUrl,
+    /// What goes with each request, a bearer token included. The values are marked as sensitive and never shown.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How long `verify` may take.
+    pub verify_timeout: Duration,
+    /// How long `settle` may take.
+    pub settle_timeout: Duration,
 }
 
 /// When charges become money, and how much may be at risk meanwhile.
@@ -276,9 +295,6 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
-
-/// Whether a route's charge is told by the upstream, and in which header.
-pub type MeteringHeader = Option<HeaderName>;
 
 impl Config {
     /// Reads and checks a file.

@@ -1,8 +1,11 @@
 //! The port to the facilitator: who checks, co-signs, sends and confirms what clients sign for the chain.
 //!
-//! Adapter: `facilitator/local.rs`, our own. The gate calls this; the key that signs stays behind it.
+//! Adapter: `facilitator/local.rs`, our own. The gate calls this; the key that signs stays behind it. Facilitators elsewhere
+//! have a port of their own, [`interface`], and the adapter `facilitator/http.rs`.
 
+pub mod authorizer;
 pub mod evm;
+pub mod http;
 pub mod interface;
 pub mod local;
 

@@ -1,11 +1,11 @@
 //! The gate as a tower [`Layer`] and [`Service`]: the proxy is built from it, and so is a Rust merchant's own app.
 //!
 //! Promises: the request's body is not polled before the request is admitted, and its bytes and the answer's are passed
-//! through untouched, at once unless the client asks by an id that the answer be kept (`layer/collect.rs`); a price is
-//! charged when the inner service's answer has a header with a status below 400, and its body is whole where it is to
-//! be kept, before that header is handed out; an error, a status of 400 or more, a panic or a dropped future gives
-//! everything back. The inner service can trust `Turnpike-*` headers and the [`Paid`] extension: what came from outside
-//! is taken away.
+//! through untouched, at once unless the client asks by an id that the answer be kept or its charge is in its body
+//! (`layer/collect.rs`); a price is charged when the inner service's answer has a header with a status below 400, and
+//! its body is whole where it is to be kept, before that header is handed out; an error, a status of 400 or more, a
+//! panic or a dropped future gives everything back. The inner service can trust `Turnpike-*` headers and the [`Paid`]
+//! extension: what came from outside is taken away.
 
 mod body;
 mod collect;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{ACCEPT_ENCODING, HOST};
 use http::request::Parts;
 use http::response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -25,11 +25,12 @@ use http_body::Body;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::body::ResponseBody;
-use self::collect::{Collected, collect, is_collectable};
+use self::collect::{Collected, collect, is_collectable, succeeded, wait_to_keep};
 pub use self::cors::Cors;
 use self::cors::Origin;
 use crate::amount::Amount;
 pub use crate::gate::Paid;
+use crate::gate::charge::{Answered, Meter};
 use crate::gate::replay::Draft;
 use crate::gate::route::Route;
 use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, reply};
@@ -177,6 +178,10 @@ impl Shared {
             }
             Decision::Admit(admission) => {
                 introduce(&mut parts, admission.paid());
+                if admission.meter().is_some_and(Meter::reads_json) {
+                    // What is compressed cannot be read.
+                    parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+                }
                 match inner.oneshot(Request::from_parts(parts, body)).await {
                     Ok(response) => finish(*admission, response).await,
                     Err(error) => {
@@ -256,27 +261,37 @@ enum Decision {
     Admit(Box<Admission>),
 }
 
-/// Charges for the inner service's answer, or gives the price back. An answer that is to be kept is collected first.
+/// Charges for the inner service's answer, or gives the price back. An answer that is to be kept, or that says in its
+/// body what it costs, is collected first.
 async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<R>) -> Response<ResponseBody<R>> {
     let (parts, body) = response.into_parts();
-    let Some(bytes_max) = admission.keeps().filter(|_| is_collectable(&parts)) else {
-        return charge(admission, parts, ResponseBody::inner(body)).await;
+    let known = body.size_hint().exact();
+    let keeps = admission.keeps().filter(|_| is_collectable(&parts));
+    let meters = admission.meter().filter(|meter| succeeded(&parts) && meter.needs_body(known.is_some()));
+    let (bytes_max, wait) = match (keeps, meters) {
+        (None, None) => return charge(admission, parts, known, ResponseBody::inner(body)).await,
+        (Some(bytes_max), None) => (bytes_max, wait_to_keep(&body)),
+        (_, Some(meter)) => (meter.body_bytes_max, meter.body_wait),
     };
-    match collect(body, bytes_max).await {
+    match collect(body, bytes_max, wait).await {
         Collected::Whole(body) => {
             let paid = admission.paid().clone();
-            let mut headers = parts.headers.clone();
-            strip(&mut headers);
-            let draft = Draft { status: parts.status, headers, body: body.clone() };
-            let finished = admission.finish_whole(&parts.headers, draft).await;
+            let finished = if keeps.is_some_and(|bytes_max| body.len() <= bytes_max) {
+                let mut headers = parts.headers.clone();
+                strip(&mut headers);
+                let draft = Draft { status: parts.status, headers, body: body.clone() };
+                admission.finish_whole(&parts.headers, draft).await
+            } else {
+                admission.finish_read(parts.status, &Answered::whole(&parts.headers, &body)).await
+            };
             conclude(finished, paid, parts, ResponseBody::own(body))
         }
-        Collected::Partly(ahead, body) => charge(admission, parts, ResponseBody::rest(ahead, body)).await,
+        Collected::Partly(ahead, body) => charge(admission, parts, known, ResponseBody::rest(ahead, body)).await,
         Collected::Broken => {
             tracing::warn!(status = %parts.status, "an upstream's answer broke off while it was collected");
             let paid = admission.paid().clone();
             let settlement = match admission.finish(StatusCode::BAD_GATEWAY, &parts.headers).await {
-                Finished::Released(settlement) => settlement,
+                Finished::Released(settlement) | Finished::Unmetered(settlement) => settlement,
                 Finished::Charged(_) | Finished::Refused(_) => None,
             };
             ours(reply::broke_off(settlement.as_deref()), Verdict::Released(paid))
@@ -284,9 +299,16 @@ async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<
     }
 }
 
-async fn charge<R>(admission: Admission, parts: response::Parts, body: ResponseBody<R>) -> Response<ResponseBody<R>> {
+/// Charges for an answer whose body is not read, or not to its end.
+async fn charge<R>(
+    admission: Admission,
+    parts: response::Parts,
+    body_bytes: Option<u64>,
+    body: ResponseBody<R>,
+) -> Response<ResponseBody<R>> {
     let paid = admission.paid().clone();
-    let finished = admission.finish(parts.status, &parts.headers).await;
+    let answered = Answered { headers: &parts.headers, body: None, body_bytes };
+    let finished = admission.finish_read(parts.status, &answered).await;
     conclude(finished, paid, parts, body)
 }
 
@@ -311,6 +333,9 @@ fn conclude<R>(
             Verdict::Released(paid)
         }
         Finished::Refused(refusal) => return ours(reply::refusal(&refusal), Verdict::Refused(refusal.reason)),
+        Finished::Unmetered(settlement) => {
+            return ours(reply::unmetered(settlement.as_deref()), Verdict::Released(paid));
+        }
     };
     parts.extensions.insert(verdict);
     Response::from_parts(parts, body)
@@ -363,14 +388,14 @@ impl Paid {
     /// Writes the `Turnpike-*` headers. The amount is in the asset's atomic units.
     pub fn write(&self, headers: &mut HeaderMap) {
         let values = [
-            ("turnpike-payer", self.payer.to_string()),
-            ("turnpike-amount", self.amount.to_string()),
-            ("turnpike-channel", self.channel.to_string()),
-            ("turnpike-network", self.network.to_string()),
+            ("turnpike-payer", Some(self.payer.to_string())),
+            ("turnpike-amount", Some(self.amount.to_string())),
+            ("turnpike-channel", self.channel.map(|channel| channel.to_string())),
+            ("turnpike-network", Some(self.network.to_string())),
         ];
         for (name, value) in values {
-            // Base58, digits and CAIP-2 names are always a header's value.
-            if let Ok(value) = HeaderValue::try_from(value) {
+            // Base58, hexadecimal, digits and CAIP-2 names are always a header's value.
+            if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }

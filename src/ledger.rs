@@ -399,6 +399,12 @@ impl<F: Family> Reservation<F> {
         self.amount
     }
 
+    /// What will be charged.
+    #[must_use]
+    pub fn charge(&self) -> Amount {
+        self.charge.unwrap_or(self.amount)
+    }
+
     /// Charges this much of what is reserved, where the chain can claim a part of a voucher.
     #[must_use]
     pub fn charging(self, charge: Amount) -> Self {

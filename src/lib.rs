@@ -23,6 +23,7 @@ pub mod clock;
 pub mod config;
 pub mod facilitator;
 pub mod gate;
+pub mod http_client;
 pub mod layer;
 pub mod ledger;
 pub mod policy;

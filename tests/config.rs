@@ -8,10 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderName, Method};
 use turnpike::amount::{Amount, Asset};
 use turnpike::config::{Config, CorsConfig, Problem, Problems, RoutePricing, Unlisted};
-use turnpike::gate::route::{Match, Pricing, RouteTable};
+use turnpike::gate::charge::{Count, Meter, Missing, Report, Term, UnitPrice};
+use turnpike::gate::route::{Match, Payee, Pricing, RouteTable};
 use turnpike::ledger::channel::Seller;
 use turnpike::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
 use turnpike::x402::Key;
@@ -150,8 +151,60 @@ fn the_example_means_what_it_says() {
     assert!(matches!(&config.cors, Some(CorsConfig::Origins(origins)) if origins == &["https://app.example.com"]));
     let RoutePricing::Fixed(prices) = &config.routes[0].pricing else { panic!("fixed") };
     assert_eq!(prices[0].min_deposit, Some(Amount::new(500_000)));
-    let RoutePricing::Metered { header: Some(header), .. } = &config.routes[2].pricing else { panic!("metered") };
-    assert_eq!(header, "x-usage");
+    let RoutePricing::Metered { meter: Some(meter), .. } = &config.routes[2].pricing else { panic!("metered") };
+    assert_eq!(*meter, Meter::charge(HeaderName::from_static("x-usage")));
+    let RoutePricing::Metered { meter: Some(meter), .. } = &config.routes[3].pricing else { panic!("metered") };
+    let term = |pointer: &str, price| Term {
+        count: Count::Json(pointer.into()),
+        unit_price: UnitPrice::parse(price, 6).unwrap(),
+    };
+    let terms = vec![term("/usage/prompt_tokens", "0.15"), term("/usage/completion_tokens", "0.60")];
+    let expected = Meter { minimum: Amount::new(100), ..Meter::of(Report::Counts(terms)) };
+    assert_eq!(*meter, Meter { missing: Some(Missing::ChargeMaximum), ..expected });
+}
+
+/// The meter of a route's `metering`, on the sandbox.
+fn meter(metering: &str) -> Meter {
+    let route = format!("routes: [{{path: /a, price: $1, metering: {metering}}}]");
+    let config = parse(&format!("upstream: http://127.0.0.1:3000\nnetwork: sandbox\n{route}")).unwrap();
+    let RoutePricing::Metered { meter: Some(meter), .. } = config.routes[0].pricing.clone() else { panic!("metered") };
+    meter
+}
+
+#[test]
+fn a_meter_is_read_in_every_way_of_writing_it() {
+    let usage = HeaderName::from_static("x-usage");
+    let counts = |count, unit_price| Report::Counts(vec![Term { count, unit_price }]);
+    let price = |text, scale| UnitPrice::parse(text, scale).unwrap();
+    assert_eq!(meter("{header: X-Usage}"), Meter::charge(usage.clone()));
+    assert_eq!(
+        meter("{header: X-Usage, unit_price: 0.0000025 USDC, minimum: $1, missing: refuse}"),
+        Meter {
+            minimum: Amount::new(1_000_000),
+            missing: Some(Missing::Refuse),
+            ..Meter::of(counts(Count::Header(usage.clone()), price("0.0000025", 0)))
+        }
+    );
+    assert_eq!(
+        meter("{json: /usage/total_tokens, unit_price: $2.5, per: 1000000, body_bytes_max: 64KiB, body_wait: 60s}"),
+        Meter {
+            body_bytes_max: 64 * 1024,
+            body_wait: Duration::from_secs(60),
+            ..Meter::of(counts(Count::Json("/usage/total_tokens".into()), price("0.0000025", 0)))
+        }
+    );
+    // Two and a half millionths of a millionth of a dollar.
+    assert_eq!(
+        meter("{response_bytes: true, unit_price: 2.5 USDC-atomic, per: 1000000, missing: charge_nothing}").report,
+        counts(Count::ResponseBytes, price("2.5", 12))
+    );
+    let Report::Counts(terms) =
+        meter("{sum: [{header: X-Usage, unit_price: $0.1}, {response_bytes: true, unit_price: $1, per: 1000}]}").report
+    else {
+        panic!("counts")
+    };
+    assert_eq!(terms.len(), 2);
+    assert_eq!((&terms[0].count, terms[1].unit_price), (&Count::Header(usage), price("0.001", 0)));
 }
 
 /// What the example says is a default, is one: without those keys the file means the same.
@@ -336,7 +389,7 @@ fn a_route_becomes_the_gates_route() {
     let Match::Matched(route) = table.find(None, &Method::GET, "/v1/quote/btc") else { panic!("listed") };
     let Pricing::Fixed(offers) = &route.pricing else { panic!("priced") };
     assert_eq!((offers.len(), offers[0].amount, offers[0].max_timeout_seconds), (1, Amount::new(1000), 60));
-    assert_eq!(offers[0].seller.mint, USDC_DEVNET);
+    assert!(matches!(&offers[0].payee, Payee::Svm(seller) if seller.mint == USDC_DEVNET));
     // Without its seller a priced route can be paid by nobody; it does not become free.
     let alone = config.routes[0].resolve(&sellers[..1]);
     assert!(matches!(&alone.pricing, Pricing::Fixed(offers) if offers.is_empty()));

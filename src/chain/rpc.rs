@@ -4,18 +4,15 @@
 //! Every call made through here may be repeated: reads change nothing, and sending the same signed bytes again is the
 //! same transaction to a chain. A call ends with the first usable answer, or when its time or its rounds are used up.
 
-mod endpoint;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
-use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -25,13 +22,10 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use self::endpoint::Endpoint;
-pub use self::endpoint::EndpointHealth;
+pub use crate::http_client::endpoint::EndpointHealth;
+use crate::http_client::endpoint::{BadEndpoint, Endpoint};
+use crate::http_client::{RETRY_AFTER_DEFAULT, causes, connector, read, retry_after};
 
-/// How long to leave an endpoint alone that is rate limited and does not say for how long.
-const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
-/// The longest that an endpoint's own word bars it.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// The first pause between rounds; it doubles.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -201,7 +195,8 @@ impl Client {
         let mut endpoints: Vec<Endpoint> = Vec::with_capacity(options.endpoints.len());
         for (index, text) in options.endpoints.iter().enumerate() {
             let number = index.saturating_add(1);
-            let mut endpoint = Endpoint::parse(number, text)?;
+            let wrong = |BadEndpoint(what)| RpcSetupError::Endpoint { number, what };
+            let mut endpoint = Endpoint::parse(text).map_err(wrong)?;
             if endpoints.iter().any(|other| other.name == endpoint.name) {
                 endpoint.name = format!("{}#{number}", endpoint.name);
             }
@@ -340,7 +335,9 @@ impl Client {
         };
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::TOO_MANY_REQUESTS => return Err(AttemptError::Limited(retry_after(&response))),
+            StatusCode::TOO_MANY_REQUESTS => {
+                return Err(AttemptError::Limited(retry_after(response.headers()).unwrap_or(RETRY_AFTER_DEFAULT)));
+            }
             // Nodes answer a bad request with an error object; the bodies of all others are gateways' pages.
             StatusCode::BAD_REQUEST => {
                 let bytes = read(response, bytes_max).await.unwrap_or_default();
@@ -442,28 +439,11 @@ impl Call {
 fn http_client(
     connect_timeout: Duration,
 ) -> Result<HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>, RpcSetupError> {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.enforce_http(false);
-    connector.set_connect_timeout(Some(connect_timeout));
-    let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-        .map_err(|error| RpcSetupError::Tls(error.to_string()))?
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(connector);
+    let connector = connector(connect_timeout).map_err(RpcSetupError::Tls)?;
     Ok(HttpClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(60))
         .build(connector))
-}
-
-async fn read(response: Response<Incoming>, bytes_max: usize) -> Result<Bytes, String> {
-    match Limited::new(response.into_body(), bytes_max).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(format!("the answer is longer than {bytes_max} bytes")),
-        Err(error) => Err(format!("the answer broke off: {error}")),
-    }
 }
 
 #[derive(Deserialize)]
@@ -480,21 +460,4 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AttemptError> {
         Envelope { result: Some(result), .. } => serde_json::from_str(result.get()).map_err(malformed),
         Envelope { .. } => Err(AttemptError::Malformed("neither a result nor an error".into())),
     }
-}
-
-fn retry_after<T>(response: &Response<T>) -> Duration {
-    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    seconds.map_or(RETRY_AFTER_DEFAULT, Duration::from_secs).min(RETRY_AFTER_MAX)
-}
-
-/// An error with its causes: the outermost alone says only that connecting failed.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

@@ -11,6 +11,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use crate::http_client::causes;
 use crate::x402::header::PAYMENT_SIGNATURE;
 
 /// Why an exchange failed.
@@ -147,19 +148,8 @@ impl Http {
         }
         match tokio::time::timeout(ANSWER_TIMEOUT, self.client.request(message)).await {
             Ok(Ok(response)) => Ok(Response(response)),
-            Ok(Err(error)) => Err(HttpError::Unreachable { url: url(), why: chain_of(&error) }),
+            Ok(Err(error)) => Err(HttpError::Unreachable { url: url(), why: causes(&error) }),
             Err(_) => Err(HttpError::TimedOut { url: url(), after: ANSWER_TIMEOUT }),
         }
     }
-}
-
-/// An error with all its causes: hyper's own text alone says little.
-fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

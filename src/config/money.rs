@@ -6,6 +6,7 @@
 use super::NetworkConfig;
 use super::reader::{Complaint, Map, Value};
 use crate::amount::{Amount, AmountError, Asset};
+use crate::gate::charge::{DIGITS_MAX, SCALE_MAX, UnitPrice, UnitPriceError};
 
 /// The symbols of tokens that count as dollars.
 pub(super) const DOLLAR_SYMBOLS: [&str; 5] = ["USDC", "USDT", "PYUSD", "USDG", "USDS"];
@@ -141,6 +142,37 @@ impl Assets {
             "is in a currency that no network of this file takes",
             format!("Taken here: {}. Write for example \"0.001 {symbol}\".", symbols.join(", ")),
         )
+    }
+
+    /// The price of one of something, or of `10^scale`, in the assets that a price counts. It may be finer than they
+    /// are, and nothing.
+    pub(super) fn unit_price(
+        &self,
+        value: &Value<'_, '_>,
+        scale: u8,
+        priced: &[(&NetworkConfig, Amount)],
+    ) -> Option<UnitPrice> {
+        let first = self.first()?;
+        value.parse("a price such as \"$0.0000025\"", |text| {
+            let money = parse(text, first)?;
+            if !priced.iter().all(|(network, _)| money.counts(&network.asset)) {
+                return Err(Complaint::new("is not in the currency of the price", "Write both in the same currency."));
+            }
+            let (number, scale) = match money {
+                Money::Dollars(number) | Money::Whole(number, _) => (number, scale),
+                Money::Atomic(number, _) => (number, scale.saturating_add(first.decimals)),
+            };
+            UnitPrice::parse(number, scale).map_err(|why| match why {
+                UnitPriceError::NotDecimal => Complaint::new("is not a plain number of its currency", EXAMPLE),
+                UnitPriceError::TooManyDigits => {
+                    Complaint::new(format!("has more than {DIGITS_MAX} digits"), "Write a rounder price.")
+                }
+                UnitPriceError::TooFine => Complaint::new(
+                    format!("has more than {SCALE_MAX} digits after the point"),
+                    "Write a rounder price.",
+                ),
+            })
+        })
     }
 
     /// A limit above zero; one number for all networks.

@@ -188,6 +188,10 @@ fn entry(map: &mut Map<'_, '_>) -> Option<NetworkConfig> {
 
 /// What belongs to a network that is not the sandbox.
 fn cluster(map: &mut Map<'_, '_>, network: Network) -> Option<NetworkConfig> {
+    if !map.whole.key.is_empty() {
+        let why = "for a Solana network, where this process is its own facilitator";
+        map.inert("facilitator", why, "Leave it out.");
+    }
     let pay_to = map.require("pay_to", PAY_TO_REMEDY).and_then(|value| pay_to(&value));
     let remedy = "Write the URL of a Solana JSON-RPC endpoint, or a list of several.";
     let rpc_urls = map.require("rpc_url", remedy).and_then(|value| rpc_urls(&value));

@@ -124,6 +124,11 @@ impl<'c, 'n> Value<'c, 'n> {
         name.is_some_and(|name| !name.contains(['$', '{', '}']))
     }
 
+    /// Whether a variable is part of it.
+    pub(super) fn holds_a_variable(&self) -> bool {
+        self.written().is_some_and(|text| text.replace("$$", "").contains("${"))
+    }
+
     fn wrong_kind(&self, want: &str) {
         if !matches!(self.node.kind, Kind::Refused) {
             self.problem(format!("is {}.", self.kind()), format!("Write {want}."));
@@ -236,6 +241,11 @@ impl<'c, 'n> Value<'c, 'n> {
     /// Whether it is a mapping: for keys that take one or a word.
     pub(super) const fn is_map(&self) -> bool {
         matches!(self.node.kind, Kind::Map(_))
+    }
+
+    /// Whether it is a list: for keys that take one or a word.
+    pub(super) const fn is_list(&self) -> bool {
+        matches!(self.node.kind, Kind::List(_))
     }
 
     /// The keys of a mapping whose keys are names.

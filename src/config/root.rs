@@ -15,7 +15,7 @@ use super::reader::{Complaint, Context, Map, Value};
 use super::route::RouteConfig;
 use super::routes::{self, Surroundings};
 use super::server::{self, Server, or};
-use super::{Config, Env, FacilitatorKind, NetworkConfig, Unlisted, settlement, signer, yaml};
+use super::{Config, Env, FacilitatorConfig, NetworkConfig, Unlisted, facilitator, settlement, signer, yaml};
 use crate::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
 use crate::x402::network::SOLANA_DEVNET;
 
@@ -73,9 +73,8 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
     let default = or(root.take("default"), Unlisted::Deny, |value| {
         value.choice(&[("deny", Unlisted::Deny), ("free", Unlisted::Free)])
     });
-    let facilitator = or(root.take("facilitator"), FacilitatorKind::Local, |value| {
-        value.choice(&[("local", FacilitatorKind::Local)])
-    });
+    let network = networks.as_ref().and_then(|networks| networks.networks.first()).map(|first| &first.network);
+    let facilitator = or(root.take("facilitator"), FacilitatorConfig::Local, |value| facilitator::read(value, network));
     let store = store(root, sandbox.unwrap_or(false));
     let server = server::read(root, client_waits);
     let upstreams = Upstreams::take(root);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use http::Method;
 
-use super::MeteringHeader;
 use crate::amount::Amount;
-use crate::gate::route::{Offer, Pricing, Route};
+use crate::gate::charge::Meter;
+use crate::gate::route::{Offer, Payee, Pricing, Route};
 use crate::ledger::channel::Seller;
 use crate::x402::{Key, Network};
 
@@ -45,12 +45,12 @@ pub enum RoutePricing {
     Free,
     /// The same each time.
     Fixed(Vec<NetworkPrice>),
-    /// At most this; the upstream says how much in a response header, or all of it where no header is named.
+    /// At most this; the upstream says how much.
     Metered {
         /// The most that is charged.
         prices: Vec<NetworkPrice>,
-        /// The upstream's response header.
-        header: MeteringHeader,
+        /// How the charge is found; `None` charges the whole price.
+        meter: Option<Meter>,
     },
 }
 
@@ -83,8 +83,8 @@ impl RouteConfig {
             pricing: match &self.pricing {
                 RoutePricing::Free => Pricing::Free,
                 RoutePricing::Fixed(prices) => Pricing::Fixed(offers(prices)),
-                RoutePricing::Metered { prices, header } => {
-                    Pricing::Metered { offers: offers(prices), header: header.clone() }
+                RoutePricing::Metered { prices, meter } => {
+                    Pricing::Metered { offers: offers(prices), meter: meter.clone() }
                 }
             },
             upstream: self.upstream.clone(),
@@ -97,7 +97,7 @@ impl RouteConfig {
     fn offer(&self, price: &NetworkPrice, sellers: &[Arc<Seller>]) -> Option<Offer> {
         let seller = sellers.iter().find(|s| s.network == price.network && s.mint == price.mint)?;
         Some(Offer {
-            seller: Arc::clone(seller),
+            payee: Payee::Svm(Arc::clone(seller)),
             amount: price.amount,
             min_deposit: price.min_deposit,
             max_timeout_seconds: self.max_timeout_seconds,

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::Method;
 
 use super::money::Assets;
 use super::reader::{Complaint, Map, Value};
 use super::route::{NetworkPrice, RouteConfig, RoutePricing};
 use super::server::{or, within_client};
-use super::{NetworkConfig, ROUTES_MAX, Unlisted, value};
+use super::{NetworkConfig, ROUTES_MAX, Unlisted, metering, value};
 use crate::amount::Amount;
 use crate::gate::route::pattern::parse_host;
 use crate::gate::route::{Claim, Pattern, conflicts};
@@ -245,17 +245,20 @@ fn pricing(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<RoutePric
 
 fn paid(map: &mut Map<'_, '_>, price: &Value<'_, '_>, around: &Surroundings<'_>) -> Option<RoutePricing> {
     let metering_value = map.take("metering");
-    let metering = or(metering_value.clone(), None, |value| metering(value).map(Some));
     let scheme_value = map.take("scheme");
     let choices = [("batch-settlement", Scheme::BatchSettlement), ("upto", Scheme::Upto)];
     let default = if metering_value.is_some() { Scheme::Upto } else { Scheme::BatchSettlement };
     let scheme = or(scheme_value.clone(), default, |value| value.choice(&choices));
     if let (Some(_), Some(Scheme::BatchSettlement), Some(value)) = (&metering_value, scheme, &scheme_value) {
-        let what = "charges the same each time, so metering would do nothing";
-        value.reject(Complaint::new(what, "Write scheme: upto, or leave scheme or metering out."));
+        let what =
+            "cannot be metered on Solana: there a client's voucher is for the whole price, and less cannot be charged";
+        value.reject(Complaint::new(what, "Write scheme: upto or leave scheme out; or leave metering out."));
         return None;
     }
     let amounts = around.assets.price(price);
+    let meter = or(metering_value, None, |value| {
+        metering::read(value, around.assets, amounts.as_deref(), around.max_timeout).map(Some)
+    });
     let deposits = min_deposits(map, scheme, amounts.as_deref(), around);
     let (amounts, deposits, scheme) = (amounts?, deposits?, scheme?);
     check_price(price, &amounts, scheme, around)?;
@@ -273,22 +276,8 @@ fn paid(map: &mut Map<'_, '_>, price: &Value<'_, '_>, around: &Surroundings<'_>)
     let prices = amounts.into_iter().map(price).collect();
     Some(match scheme {
         Scheme::BatchSettlement => RoutePricing::Fixed(prices),
-        Scheme::Upto => RoutePricing::Metered { prices, header: metering? },
+        Scheme::Upto => RoutePricing::Metered { prices, meter: meter? },
     })
-}
-
-/// The header in which the upstream tells the charge.
-fn metering(value: &Value<'_, '_>) -> Option<HeaderName> {
-    value.map("a mapping such as {header: X-Usage}", |map| {
-        let value = map.require("header", "Write the name of the upstream's response header, such as X-Usage.")?;
-        value.parse("a header name such as X-Usage", |text| {
-            let complaint = |what| Complaint::new(what, "Write a name such as X-Usage.");
-            let name = HeaderName::try_from(text).map_err(|_| complaint("is not a header name"))?;
-            let taken = ["payment-required", "payment-signature", "payment-response", "content-length", "connection"];
-            let taken = taken.contains(&name.as_str());
-            if taken { Err(complaint("has a meaning of its own")) } else { Ok(name) }
-        })
-    })?
 }
 
 /// Proposed first deposits, by network; none where the key is not written.

@@ -1,14 +1,10 @@
 //! The signer: where the key's shares lie, how they are opened, and what they refuse to sign.
 
-use std::io::Read;
-
 use super::money::Assets;
-use super::reader::{Complaint, Map, Value};
-use super::{Secret, ShareConfig, SignerConfig};
+use super::reader::{Map, Value};
+use super::{ShareConfig, SignerConfig, secret};
 use crate::amount::Amount;
 
-/// The largest passphrase.
-const PASSPHRASE_BYTES_MAX: u64 = 1024;
 /// Defaults in cents.
 const DEPOSIT_MAX_CENTS: u64 = 100_000;
 const CLAIM_MAX_CENTS: u64 = 1_000_000;
@@ -64,72 +60,9 @@ fn shares(value: &Value<'_, '_>) -> Option<Vec<ShareConfig>> {
 
 fn share(map: &mut Map<'_, '_>) -> Option<ShareConfig> {
     let file = map.require("file", "Write the path of the share's file.").and_then(|value| value.existing_file());
-    let (direct, by_file) = (map.take("passphrase"), map.take("passphrase_file"));
-    let passphrase = match (direct, by_file) {
-        (Some(value), None) => passphrase(&value.hide()),
-        (None, Some(value)) => passphrase_file(&value),
-        (Some(_), Some(value)) => {
-            value.problem("stands beside passphrase.", "Keep one of the two.");
-            None
-        }
-        (None, None) => {
-            if !map.has("passphrase") && !map.has("passphrase_file") {
-                map.whole.problem("has no passphrase.", "Write passphrase_file: path, or passphrase: ${NAME}.");
-            }
-            None
-        }
-    };
-    Some(ShareConfig { file: file?, passphrase: passphrase? })
-}
-
-/// A passphrase from the environment. One that stands in the file is refused: the file is not a secret.
-fn passphrase(value: &Value<'_, '_>) -> Option<Secret> {
-    if !value.is_one_variable() {
-        value.problem(
-            "is not a single environment variable, and a secret may not stand in this file.",
-            "Write ${NAME} and set that variable, or write passphrase_file: path.",
-        );
-        return None;
+    let passphrase = secret::read(map, "passphrase", "passphrase_file");
+    if !map.has("passphrase") && !map.has("passphrase_file") {
+        map.whole.problem("has no passphrase.", "Write passphrase_file: path, or passphrase: ${NAME}.");
     }
-    value.text("${NAME}").map(Secret::new)
+    Some(ShareConfig { file: file?, passphrase: passphrase?? })
 }
-
-/// A passphrase from a file of its own; a line break at its end is not part of it.
-fn passphrase_file(value: &Value<'_, '_>) -> Option<Secret> {
-    let path = value.existing_file()?;
-    let mut text = String::new();
-    let read = std::fs::File::open(&path)
-        .and_then(|file| file.take(PASSPHRASE_BYTES_MAX.saturating_add(1)).read_to_string(&mut text));
-    let complaint = match read {
-        Err(error) => {
-            Complaint::new(format!("cannot be read ({})", error.kind()), "Write the path of a readable text file.")
-        }
-        Ok(size) if u64::try_from(size).is_ok_and(|size| size > PASSPHRASE_BYTES_MAX) => {
-            Complaint::new(format!("holds more than {PASSPHRASE_BYTES_MAX} bytes"), "Keep only the passphrase in it.")
-        }
-        Ok(_) if text.trim_end_matches(['\r', '\n']).is_empty() => {
-            Complaint::new("holds no passphrase", "Write the passphrase into it.")
-        }
-        Ok(_) => {
-            warn_of_permissions(value, &path);
-            let length = text.trim_end_matches(['\r', '\n']).len();
-            text.truncate(length);
-            return Some(Secret::new(text));
-        }
-    };
-    drop(Secret::new(text));
-    value.reject(complaint);
-    None
-}
-
-#[cfg(unix)]
-fn warn_of_permissions(value: &Value<'_, '_>, path: &std::path::Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let open = std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0);
-    if open {
-        value.warn("can be read by other users of this machine.", "Give it the permissions 600.");
-    }
-}
-
-#[cfg(not(unix))]
-fn warn_of_permissions(_value: &Value<'_, '_>, _path: &std::path::Path) {}

@@ -11,6 +11,7 @@
 //! | a refund | 200 | `PAYMENT-RESPONSE`, `Cache-Control: private` |
 //! | an answer that was sent before | as it was | as they were, and `Turnpike-Replay: true` |
 //! | the upstream's answer broke off while it was collected | 502 | `Cache-Control: no-store` |
+//! | the upstream's answer does not say its charge, where the route's rule is to refuse then | 502 | `Cache-Control: no-store` |
 //! | no route | 404 | `Cache-Control: no-store` |
 //!
 //! A corrective 402 carries no `PAYMENT-RESPONSE`: clients look for its state only where there is none. A settlement
@@ -124,9 +125,22 @@ const HOP_BY_HOP: [&str; 7] =
 /// The answer where the upstream's own broke off while it was collected. Nothing was charged.
 #[must_use]
 pub fn broke_off(settlement: Option<&SettlementResponse>) -> Response<Bytes> {
-    let detail = "the upstream's answer broke off; nothing was charged";
-    let mut response =
-        answer(StatusCode::BAD_GATEWAY, NO_STORE, &json!({ "error": "upstream_broke_off", "detail": detail }));
+    bad_gateway("upstream_broke_off", "the upstream's answer broke off; nothing was charged", settlement)
+}
+
+/// The answer where the upstream's own does not say what it costs, and the route's rule is to refuse then. Nothing was
+/// charged.
+#[must_use]
+pub fn unmetered(settlement: Option<&SettlementResponse>) -> Response<Bytes> {
+    bad_gateway(
+        "upstream_unmetered",
+        "the upstream did not say what this answer costs; nothing was charged",
+        settlement,
+    )
+}
+
+fn bad_gateway(error: &str, detail: &str, settlement: Option<&SettlementResponse>) -> Response<Bytes> {
+    let mut response = answer(StatusCode::BAD_GATEWAY, NO_STORE, &json!({ "error": error, "detail": detail }));
     if let Some(settlement) = settlement {
         insert(response.headers_mut(), PAYMENT_RESPONSE, settlement);
     }
@@ -215,6 +229,7 @@ mod tests {
     use crate::facilitator::FacilitatorError;
     use crate::gate::refusal::Denial;
     use crate::ledger;
+    use crate::ledger::channel::{Evm, Svm};
     use crate::scheme;
     use crate::x402::Reason;
     use crate::x402::key::Signature;
@@ -238,17 +253,22 @@ mod tests {
     fn every_refusal_has_its_status_and_code_and_keeps_our_secrets() {
         let secret = || "https://key@endpoint".to_owned();
         let deposit = crate::amount::Amount::new(1);
+        type Refused = ledger::Refused<Svm>;
+        type EvmRefused = ledger::Refused<Evm>;
         let table: Vec<(Denial, u16, Reason)> = vec![
             (scheme::Refused::new(Reason::InvalidPayload, "x").into(), 400, Reason::InvalidPayload),
             (scheme::Refused::new(Reason::BatchVoucherExpiry, "x").into(), 402, Reason::BatchVoucherExpiry),
             (Denial::conflict(), 409, Reason::PaymentIdentifierConflict),
             (Denial::in_process("x"), 503, Reason::PaymentInProcess),
-            (ledger::Refused::Unknown.into(), 503, Reason::ChannelBusy),
-            (ledger::Refused::Busy.into(), 503, Reason::ChannelBusy),
-            (ledger::Refused::Exposure.into(), 503, Reason::ExposureLimit),
-            (ledger::Refused::Closing.into(), 402, Reason::BatchChannelClosing),
-            (ledger::Refused::ExceedsDeposit { deposit }.into(), 402, Reason::BatchCumulativeExceedsDeposit),
-            (ledger::Refused::Stopped(secret()).into(), 500, Reason::UnexpectedSettleError),
+            (Refused::Unknown.into(), 503, Reason::ChannelBusy),
+            (Refused::Busy.into(), 503, Reason::ChannelBusy),
+            (Refused::Exposure.into(), 503, Reason::ExposureLimit),
+            (Refused::Closing.into(), 402, Reason::BatchChannelClosing),
+            (EvmRefused::Closing.into(), 402, Reason::EvmBatchChannelBusy),
+            (EvmRefused::ExceedsDeposit { deposit }.into(), 402, Reason::EvmBatchCumulativeExceedsBalance),
+            (EvmRefused::Exposure.into(), 503, Reason::ExposureLimit),
+            (Refused::ExceedsDeposit { deposit }.into(), 402, Reason::BatchCumulativeExceedsDeposit),
+            (Refused::Stopped(secret()).into(), 500, Reason::UnexpectedSettleError),
             (FacilitatorError::Unavailable(secret()).into(), 503, Reason::ChainUnavailable),
             (FacilitatorError::Pending { transaction: Signature([1; 64]) }.into(), 500, Reason::SettlementPending),
             (

@@ -1,4 +1,4 @@
-//! Collects an answer's body before it is charged, where the answer is to be kept.
+//! Collects an answer's body before it is charged, where the answer is to be kept or says in its body what it costs.
 //!
 //! Promises: no more than the limit and one frame is held; what is too long, takes too long to end, or ends with
 //! trailers comes back with nothing of it lost, to be streamed on.
@@ -9,14 +9,15 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
 use http::response::Parts;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, timeout_at};
 
+use crate::gate::charge::is_stream;
+
 /// How long a body whose size is known, and within the limit, may take.
 const KNOWN_SIZE_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How long any other body may take: its client sees nothing of it meanwhile.
+/// How long any other body may take.
 const UNKNOWN_SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// What became of a body.
@@ -29,15 +30,23 @@ pub(super) enum Collected<B> {
     Broken,
 }
 
-/// Whether an answer is one to wait for.
+/// Whether an answer is one to wait for in order to keep it.
 pub(super) fn is_collectable(parts: &Parts) -> bool {
-    let kind = parts.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    (200..400).contains(&parts.status.as_u16()) && !kind.eq_ignore_ascii_case("text/event-stream")
+    succeeded(parts) && !is_stream(&parts.headers)
 }
 
-/// Collects a body of up to `bytes_max`.
-pub(super) async fn collect<B: Body<Data = Bytes>>(body: B, bytes_max: usize) -> Collected<B> {
+/// Whether an answer is charged for, and may have a body.
+pub(super) fn succeeded(parts: &Parts) -> bool {
+    (200..400).contains(&parts.status.as_u16())
+}
+
+/// How long to wait for a body that is only to be kept: its client sees nothing of it meanwhile.
+pub(super) fn wait_to_keep(body: &impl Body) -> Duration {
+    if body.size_hint().exact().is_some() { KNOWN_SIZE_WAIT_MAX } else { UNKNOWN_SIZE_WAIT_MAX }
+}
+
+/// Collects a body of up to `bytes_max`, for up to `wait`.
+pub(super) async fn collect<B: Body<Data = Bytes>>(body: B, bytes_max: usize, wait: Duration) -> Collected<B> {
     let hint = body.size_hint();
     let mut body = Box::pin(body);
     let mut ahead = VecDeque::new();
@@ -45,7 +54,6 @@ pub(super) async fn collect<B: Body<Data = Bytes>>(body: B, bytes_max: usize) ->
     if hint.lower() > limit {
         return Collected::Partly(ahead, body);
     }
-    let wait = if hint.exact().is_some() { KNOWN_SIZE_WAIT_MAX } else { UNKNOWN_SIZE_WAIT_MAX };
     let now = Instant::now();
     let deadline = now.checked_add(wait).unwrap_or(now);
     let mut bytes = 0_usize;

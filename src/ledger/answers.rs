@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -85,6 +86,26 @@ impl<F: Family> Ledger<F> {
     #[must_use]
     pub fn answers(&self) -> (usize, u64) {
         self.core.answers.counts()
+    }
+}
+
+/// Kept answers of a ledger of whatever family.
+#[async_trait]
+pub trait KeptAnswers: Send + Sync {
+    /// [`Ledger::find_answer`].
+    fn find(&self, key: &[u8; 32]) -> Option<AnswerMark>;
+    /// [`Ledger::read_answer`].
+    async fn read(&self, mark: &AnswerMark) -> Result<Option<Answer>, StoreError>;
+}
+
+#[async_trait]
+impl<F: Family> KeptAnswers for Ledger<F> {
+    fn find(&self, key: &[u8; 32]) -> Option<AnswerMark> {
+        self.find_answer(key)
+    }
+
+    async fn read(&self, mark: &AnswerMark) -> Result<Option<Answer>, StoreError> {
+        self.read_answer(mark).await
     }
 }
 

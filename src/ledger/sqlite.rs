@@ -123,10 +123,13 @@ impl Writes {
 /// One call's writes, and who waits for them.
 type Call = (Writes, oneshot::Sender<Result<(), StoreError>>);
 
+/// A question to the file.
+type Read = Box<dyn FnOnce(&Connection, &mut Known, &Path) + Send>;
+
 enum Job {
     Write(Call),
     /// Reads, and answers whoever waits for it.
-    Read(Box<dyn FnOnce(&Connection, &mut Known, &Path) + Send>),
+    Read(Read),
 }
 
 impl SqliteStore {

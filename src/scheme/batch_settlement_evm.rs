@@ -8,6 +8,7 @@
 
 pub mod deposit;
 pub mod payload;
+pub mod state;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use super::evm::signature::signer;
 use super::evm::{EvmSeller, EvmTerms, TransferMethod};
 use super::{Refused, ensure};
 use crate::amount::Amount;
+use crate::ledger::channel::Voucher;
 use crate::x402::Reason;
 use crate::x402::evm::AnySignature;
 use payload::{EvmBatchPayload, EvmVoucher};
@@ -94,8 +96,7 @@ pub enum Checked {
 #[derive(Clone, Debug)]
 pub struct VerifiedVoucher {
     terms: EvmTerms,
-    cumulative: Amount,
-    signature: AnySignature,
+    voucher: Voucher<AnySignature>,
 }
 
 impl VerifiedVoucher {
@@ -108,13 +109,13 @@ impl VerifiedVoucher {
     /// The cumulative total that it allows to claim.
     #[must_use]
     pub fn cumulative(&self) -> Amount {
-        self.cumulative
+        self.voucher.cumulative
     }
 
-    /// The channel, the cumulative total and the signature.
+    /// The channel and its voucher.
     #[must_use]
-    pub fn into_parts(self) -> (EvmTerms, Amount, AnySignature) {
-        (self.terms, self.cumulative, self.signature)
+    pub fn into_parts(self) -> (EvmTerms, Voucher<AnySignature>) {
+        (self.terms, self.voucher)
     }
 }
 
@@ -132,7 +133,7 @@ impl ContractVoucher {
     /// The cumulative total that it would allow to claim.
     #[must_use]
     pub fn cumulative(&self) -> Amount {
-        self.0.cumulative
+        self.0.voucher.cumulative
     }
 
     /// To be called when a facilitator has verified the same payload, and at no other time.
@@ -169,7 +170,7 @@ pub fn verify(
     let ChannelConfig { payer, payer_authorizer, salt, .. } = *config;
     let terms = EvmTerms { id, payer, payer_authorizer, salt, seller: Arc::clone(seller) };
     let cumulative = voucher.max_claimable_amount;
-    let verified = VerifiedVoucher { terms, cumulative, signature: voucher.signature.clone() };
+    let verified = VerifiedVoucher { terms, voucher: Voucher { cumulative, signature: voucher.signature.clone() } };
     if payer_authorizer.is_zero() {
         return Ok(Checked::Contract(ContractVoucher(verified)));
     }

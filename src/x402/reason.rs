@@ -16,6 +16,15 @@ macro_rules! reasons {
             /// Every reason, for tables and metrics.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
+            /// The reason of a code on the wire, where it is one of these.
+            #[must_use]
+            pub fn parse(code: &str) -> Option<Self> {
+                match code {
+                    $($text => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+
             /// The code on the wire.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
@@ -40,6 +49,8 @@ reasons! {
     InvalidRequirements = "invalid_payment_requirements",
     /// The payer's token account holds too little.
     InsufficientFunds = "insufficient_funds",
+    /// A facilitator refuses the payment with a code that is none of these.
+    UnexpectedVerifyError = "unexpected_verify_error",
     /// Something of ours failed while the payment was handled.
     UnexpectedSettleError = "unexpected_settle_error",
     /// The settlement was sent and is not confirmed yet.

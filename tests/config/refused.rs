@@ -179,9 +179,13 @@ fn refusals() {
         ),
         (
             replaced("[{path: /a, price: $1, scheme: batch-settlement, metering: {header: X}}]"),
-            "so metering would do nothing.",
+            "cannot be metered on Solana: there a client's voucher is for the whole price, and less cannot be charged.",
         ),
         (replaced("[{path: /a, price: $1, metering: {header: \"a b\"}}]"), "is not a header name."),
+        (
+            replaced("[{path: /a, price: $1, metering: {headr: X}}]"),
+            "metering.headr: is not a key. Did you mean header?",
+        ),
         (replaced("[{path: /a, price: $1, upstream: b}]"), "\"b\" names no upstream."),
         (
             replaced("[{path: /a, price: $1, timeout: 2m}]"),
@@ -239,12 +243,59 @@ fn refusals() {
         (format!("{sandbox}cors: {{origins: https://A.b/}}"), "is not an origin. Write https://a.b."),
         (format!("{sandbox}log: {{level: loud}}"), "Write error, warn, info, debug or trace."),
         (format!("{sandbox}facilitator: remote"), "\"remote\" is not known here. Write local."),
+        (format!("{sandbox}facilitator: https://x.example.com"), "can only serve EVM networks: on Solana"),
         (format!("{sandbox}tls: {{cert_file: nowhere, key_file: .}}"), "tls.cert_file: \"nowhere\" cannot be read"),
         (format!("{sandbox}public_url: https://a.b/?c"), "has a query."),
     ];
     for (text, want) in table {
         let told = problems(&text);
         assert!(told.iter().any(|line| line.contains(want)), "wanted: {want}\n{}\n{text}", told.join("\n"));
+    }
+}
+
+#[test]
+fn a_mistake_in_a_meter_is_told_once_with_its_remedy() {
+    let head = "upstream: http://127.0.0.1:3000\nnetwork: sandbox\n";
+    let metered = |metering: &str| format!("{head}routes: [{{path: /a, price: $1, metering: {metering}}}]\n");
+    let table = [
+        (metered("{}"), "routes[0].metering: does not say what is reported. Write header: X-Charge"),
+        (metered("{json: /a}"), "metering.unit_price: is missing. Write what one of them costs"),
+        (metered("{response_bytes: true}"), "metering.unit_price: is missing."),
+        (
+            metered("{response_bytes: false, unit_price: $1}"),
+            "metering.response_bytes: does nothing where it is false.",
+        ),
+        (metered("{header: X, json: /a, unit_price: $1}"), "metering.json: stands beside another count."),
+        (metered("{header: X, per: 10}"), "metering.per: does nothing without unit_price."),
+        (metered("{header: X, unit_price: $1, per: 7}"), "metering.per: \"7\" is not known here."),
+        (metered("{header: X, unit_price: 1}"), "metering.unit_price: \"1\" names no currency."),
+        (metered("{header: X, unit_price: $0}"), "metering.unit_price: \"$0\" is nothing."),
+        (
+            metered("{header: X, unit_price: 1 EURC}"),
+            "metering.unit_price: \"1 EURC\" is not in the currency of the price",
+        ),
+        (metered("{header: X, unit_price: $1.2345678901234567891}"), "has more than 18 digits."),
+        (metered("{header: X, body_wait: 1s}"), "metering.body_wait: does nothing where the report is in a header."),
+        (
+            metered("{json: usage.total, unit_price: $1}"),
+            "\"usage.total\" is not a JSON pointer. Did you mean /usage/total?",
+        ),
+        (metered("{json: /a, unit_price: $1, body_wait: 2m}"), "is longer than max_timeout (1m)"),
+        (metered("{json: /a, unit_price: $1, body_bytes_max: 5MiB}"), "is out of range. Write 1 to 4194304 bytes."),
+        (metered("{header: X, minimum: $2}"), "metering.minimum: \"$2\" is above the price."),
+        (metered("{header: X, missing: charge_minimum}"), "needs a minimum, and there is none."),
+        (
+            metered("{header: X, missing: charge_all}"),
+            "Write charge_maximum, charge_minimum, charge_nothing or refuse.",
+        ),
+        (metered("{sum: []}"), "metering.sum: holds 0 counts. Write 1 to 16."),
+        (metered("{sum: [{json: /a}]}"), "metering.sum[0].unit_price: is missing."),
+        (metered("{sum: [{json: /a, unit_price: $1}], header: X}"), "metering.header: does nothing beside sum."),
+        (metered("{json: a b, unit_price: $1, body_wait: 1s}"), "is not a JSON pointer."),
+    ];
+    for (text, want) in table {
+        let told = problems(&text);
+        assert!(told.len() == 1 && told[0].contains(want), "wanted: {want}\n{}\n{text}", told.join("\n"));
     }
 }
 

@@ -21,7 +21,8 @@ use turnpike::facilitator::{
     AcceptedDeposit, CloseRequest, DepositRequest, DepositScheme, Facilitator, FacilitatorError, SettledClose,
     SettledDeposit,
 };
-use turnpike::gate::route::{Offer, Pricing, Route};
+use turnpike::gate::charge::{Count, Meter, Missing, Report, Term, UnitPrice};
+use turnpike::gate::route::{Offer, Payee, Pricing, Route};
 use turnpike::gate::{Gate, Options, Retry};
 use turnpike::ledger::answers::AnswerLimits;
 use turnpike::ledger::channel::{OnChain, Seller, Terms};
@@ -65,7 +66,7 @@ pub fn seller() -> Arc<Seller> {
 
 fn offer(amount: u64) -> Offer {
     Offer {
-        seller: seller(),
+        payee: Payee::Svm(seller()),
         amount: amount.into(),
         min_deposit: Some(Amount::new(20_000)),
         max_timeout_seconds: 300,
@@ -92,8 +93,29 @@ pub fn fixed() -> Arc<Route> {
 }
 
 pub fn metered() -> Arc<Route> {
-    let header = Some(http::HeaderName::from_static("x-cost"));
-    route("/metered", Pricing::Metered { offers: vec![offer(CEILING)], header })
+    metered_by("/metered", Meter::charge(http::HeaderName::from_static("x-cost")))
+}
+
+/// A route that is charged by two counts in the body.
+pub fn tokens(path: &str, missing: Option<Missing>) -> Arc<Route> {
+    let term = |pointer: &str, price| Term {
+        count: Count::Json(pointer.into()),
+        unit_price: UnitPrice::parse(price, 6).unwrap(),
+    };
+    let terms = vec![term("/usage/prompt_tokens", "0.15"), term("/usage/completion_tokens", "0.60")];
+    let meter = Meter { minimum: Amount::new(5), missing, body_bytes_max: 200, ..Meter::of(Report::Counts(terms)) };
+    metered_by(path, meter)
+}
+
+/// A route that is charged by the body's bytes, a unit each.
+pub fn bytes(path: &str) -> Arc<Route> {
+    let unit_price = UnitPrice::parse("1", 6).unwrap();
+    let report = Report::Counts(vec![Term { count: Count::ResponseBytes, unit_price }]);
+    metered_by(path, Meter { body_bytes_max: 200, ..Meter::of(report) })
+}
+
+pub fn metered_by(path: &str, meter: Meter) -> Arc<Route> {
+    route(path, Pricing::Metered { offers: vec![offer(CEILING)], meter: Some(meter) })
 }
 
 /// A store in memory that can be told to fail.

@@ -15,7 +15,7 @@ use turnpike::x402::Reason;
 use turnpike::x402::key::Signature;
 
 use crate::doubles::{CEILING, Client, House, MemoryStore, START, seller};
-use crate::upstream::{BODY, Behaviour, Site};
+use crate::upstream::{BODY, Behaviour, Piece, Site};
 
 async fn house() -> (House, Site, Client) {
     let house = House::new().await;
@@ -60,6 +60,126 @@ async fn the_upstreams_report_is_charged_before_its_answer_leaves() {
         house.gate.settled().await;
         assert_eq!(journalled(&house), 0);
     }
+}
+
+const USAGE: &[u8] = br#"{"text":"...","usage":{"prompt_tokens":1000,"completion_tokens":500}}"#;
+const EVENTS: &[u8] = b"data: {\"usage\":null}\n\ndata: {\"usage\":{\"prompt_tokens\":1000,\"completion_tokens\":";
+const LAST_EVENTS: &[u8] = b"500}}\n\ndata: [DONE]\n\n";
+/// Longer than the routes here hold.
+const LONG: &[u8] = &[b' '; 201];
+const STREAM: (&str, &str) = ("content-type", "text/event-stream");
+
+/// Answers in these pieces, pays, and says what was charged; the body must come through whole.
+async fn charged(path: &str, headers: &[(&'static str, &'static str)], pieces: &[Piece]) -> Option<String> {
+    let (house, site, client) = house().await;
+    site.behave(Behaviour::Streams(headers.to_vec(), pieces.to_vec()));
+    let answer = site.pay(path, &client.opens()).await.unwrap();
+    assert_eq!(answer.status, StatusCode::OK);
+    let bytes = |piece: &Piece| if let Piece::Bytes(bytes) = piece { *bytes } else { &[] };
+    assert_eq!(answer.body, pieces.iter().map(bytes).collect::<Vec<_>>().concat());
+    house.gate.settled().await;
+    assert_eq!(journalled(&house), 0);
+    answer.settlement().unwrap().amount
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_body_says_the_charge_and_comes_through_whole() {
+    let (bytes, pause) = (Piece::Bytes, |seconds| Piece::Pause(Duration::from_secs(seconds)));
+    for (path, headers, pieces, expected) in [
+        ("/tokens", vec![], vec![bytes(USAGE)], "450"),
+        ("/tokens", vec![], vec![bytes(&USAGE[..20]), pause(29), bytes(&USAGE[20..])], "450"),
+        ("/tokens", vec![STREAM], vec![bytes(EVENTS), pause(20), bytes(LAST_EVENTS)], "450"),
+        ("/strict", vec![], vec![bytes(USAGE)], "450"),
+        // No report, or none that can be waited for.
+        ("/tokens", vec![], vec![bytes(b"<html>")], "10000"),
+        ("/tokens", vec![], vec![], "10000"),
+        ("/tokens", vec![], vec![bytes(br#"{"usage":{"prompt_tokens":1,"completion_tokens":-1}}"#)], "0"),
+        ("/tokens", vec![("content-encoding", "gzip")], vec![bytes(USAGE)], "10000"),
+        ("/tokens", vec![], vec![bytes(&USAGE[..20]), pause(31), bytes(&USAGE[20..])], "10000"),
+        ("/tokens", vec![], vec![bytes(LONG), bytes(USAGE)], "10000"),
+        ("/tokens", vec![], vec![bytes(USAGE), Piece::Trailers], "10000"),
+        ("/bytes", vec![], vec![bytes(b"12345"), pause(1), bytes(b"678")], "8"),
+        ("/bytes", vec![], vec![], "0"),
+        ("/bytes", vec![], vec![bytes(LONG)], "10000"),
+    ] {
+        let case = format!("{path} {headers:?} {pieces:?}");
+        assert_eq!(charged(path, &headers, &pieces).await.as_deref(), Some(expected), "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_known_length_is_charged_by_its_bytes_at_once() {
+    let (_house, site, client) = house().await;
+    let answer = site.pay("/bytes", &client.opens()).await.unwrap();
+    assert_eq!((&*answer.body, answer.settlement().unwrap().amount.as_deref()), (BODY, Some("9")));
+}
+
+#[tokio::test]
+async fn what_is_to_be_read_is_asked_for_uncompressed() {
+    let (_house, site, client) = house().await;
+    site.pay("/tokens", &client.opens()).await.unwrap();
+    site.pay("/bytes", &Client::metered(8).opens()).await.unwrap();
+    let asked: Vec<_> = site.seen.lock().iter().map(|seen| seen.headers.get("accept-encoding").cloned()).collect();
+    assert_eq!(asked, [Some("identity".parse().unwrap()), None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_report_a_strict_route_refuses_and_charges_nothing() {
+    let late = vec![Piece::Bytes(USAGE), Piece::Pause(Duration::from_secs(31))];
+    for pieces in [vec![Piece::Bytes(b"{}")], vec![Piece::Bytes(LONG)], late] {
+        let (house, site, client) = house().await;
+        site.behave(Behaviour::Streams(vec![], pieces));
+        let answer = site.pay("/strict", &client.opens()).await.unwrap();
+        assert_eq!(
+            (answer.status, answer.json()["error"].as_str()),
+            (StatusCode::BAD_GATEWAY, Some("upstream_unmetered"))
+        );
+        assert_eq!(answer.headers["cache-control"], "no-store");
+        let settlement = answer.settlement().unwrap();
+        assert_eq!((settlement.success, settlement.amount.as_deref()), (true, Some("0")));
+        assert!(matches!(answer.verdict, Verdict::Released(_)));
+        assert_eq!((house.facilitator.count("close_metered 0"), house.facilitator.count("close_metered")), (1, 1));
+        assert_eq!(journalled(&house), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_metered_body_that_breaks_off_is_not_charged() {
+    for path in ["/tokens", "/strict", "/bytes"] {
+        let (house, site, client) = house().await;
+        site.behave(Behaviour::Streams(vec![], vec![Piece::Bytes(&USAGE[..30]), Piece::Break]));
+        let answer = site.pay(path, &client.opens()).await.unwrap();
+        assert_eq!(
+            (answer.status, answer.json()["error"].as_str()),
+            (StatusCode::BAD_GATEWAY, Some("upstream_broke_off"))
+        );
+        assert_eq!((house.facilitator.count("close_metered 0"), journalled(&house)), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn an_error_is_not_read_for_its_charge() {
+    let (house, site, client) = house().await;
+    site.answers(404, &[]);
+    let answer = site.pay("/strict", &client.opens()).await.unwrap();
+    assert_eq!((answer.status, &*answer.body), (StatusCode::NOT_FOUND, BODY));
+    assert_eq!(house.facilitator.count("close_metered 0"), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_while_its_answer_is_collected_pays_nothing() {
+    let (house, site, client) = house().await;
+    let endless = Piece::Pause(Duration::from_secs(3600));
+    site.behave(Behaviour::Streams(vec![], vec![Piece::Bytes(&USAGE[..30]), endless]));
+    let (gone, payload) = (site.clone(), client.opens());
+    let task = tokio::spawn(async move { gone.pay("/tokens", &payload).await.map(|_| ()).map_err(|_| ()) });
+    while site.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    task.abort();
+    let _ = task.await;
+    house.gate.settled().await;
+    assert_eq!((house.facilitator.count("close_metered 0"), journalled(&house)), (1, 0));
 }
 
 #[tokio::test]

@@ -328,6 +328,29 @@ async fn a_metered_answer_that_breaks_off_closes_at_nothing() {
     assert_eq!(house.facilitator.count("close_metered 0"), 1);
 }
 
+#[tokio::test]
+async fn an_answer_that_says_its_charge_in_its_body_is_kept_with_it() {
+    let usage = br#"{"usage":{"prompt_tokens":1000,"completion_tokens":500}}"#;
+    let events = b"data: {\"usage\":{\"prompt_tokens\":1000,\"completion_tokens\":500}}\n\n";
+    let stream = vec![("content-type", "text/event-stream")];
+    for (headers, body, kept) in [(vec![], &usage[..], 1), (stream, &events[..], 0)] {
+        let house = House::new().await;
+        let site = Site::new(&house);
+        site.behave(Behaviour::Streams(headers, vec![Piece::Bytes(body)]));
+        let paid = payment(&site, "/tokens", &Client::metered(8).opens(), ID).await;
+        let first = site.get("/tokens", Some(paid.clone())).await.unwrap();
+        assert_eq!((&*first.body, first.settlement().unwrap().amount.as_deref()), (body, Some("450")));
+        assert_eq!(house.ledger.answers().0, kept);
+        let again = site.get("/tokens", Some(paid)).await.unwrap();
+        if kept == 1 {
+            assert_replayed(&first, &again);
+        } else {
+            assert_eq!(again.status, StatusCode::PAYMENT_REQUIRED, "a stream is not kept");
+        }
+        assert_eq!((site.calls(), house.facilitator.count("close_metered")), (1, 1));
+    }
+}
+
 /// Delivered and charged as ever; a repeat is corrected.
 #[tokio::test(start_paused = true)]
 async fn what_is_long_or_goes_on_is_streamed_and_not_kept() {

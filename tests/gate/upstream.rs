@@ -16,11 +16,12 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
+use turnpike::gate::charge::Missing;
 use turnpike::gate::route::{Pricing, Route};
 use turnpike::layer::{Cors, LayerOptions, RouteMatch, TurnpikeLayer, Verdict};
 use turnpike::x402::wire::{PaymentRequired, PaymentRequirements, SettlementResponse};
 
-use crate::doubles::{House, fixed, header, metered, route};
+use crate::doubles::{House, bytes, fixed, header, metered, route, tokens};
 
 /// What the upstream saw of a request.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ pub enum Behaviour {
 }
 
 /// A piece of a streamed body.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Piece {
     Bytes(&'static [u8]),
     Pause(Duration),
@@ -148,8 +149,14 @@ impl Site {
     }
 
     pub fn with(house: &House, options: LayerOptions) -> Self {
-        let table: Vec<(&str, Arc<Route>)> =
-            vec![("/quote", fixed()), ("/metered", metered()), ("/free", route("/free", Pricing::Free))];
+        let table: Vec<(&str, Arc<Route>)> = vec![
+            ("/quote", fixed()),
+            ("/metered", metered()),
+            ("/free", route("/free", Pricing::Free)),
+            ("/tokens", tokens("/tokens", None)),
+            ("/strict", tokens("/strict", Some(Missing::Refuse))),
+            ("/bytes", bytes("/bytes")),
+        ];
         let routes = move |parts: &http::request::Parts| {
             if parts.uri.path() == "/open" {
                 return RouteMatch::Free;

@@ -18,7 +18,8 @@ import { createTestClient, defineChain, http, maxUint256, parseEther, publicActi
 import { mnemonicToAccount } from "viem/accounts";
 import { addresses, contracts } from "./contracts.mjs";
 
-const BINARY = fileURLToPath(new URL("node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil", import.meta.url));
+const CPU = { x64: "amd64", arm64: "arm64" }[process.arch];
+const BINARY = fileURLToPath(new URL(`node_modules/@foundry-rs/anvil-linux-${CPU}/bin/anvil`, import.meta.url));
 const MNEMONIC = "test test test test test test test test test test test junk";
 
 /** The node's development accounts, made of its well-known words. */

@@ -11,13 +11,14 @@
 // A rule: {"kind", "when", "do", "count", "percent", "ms", "answer"}
 //   kind     "deposit", "claim", "settle", "refund", "voucher" (only verified), "exact", "upto" or "any"
 //   op       "settle" (default) or "verify"
-//   when     "before" (default): the transaction is never sent; "after": it is mined, then this happens;
-//            "answered": once the caller has its answer
+//   when     "before" (default): the transaction is never sent; "sent": it is sent, and mined whenever the node does;
+//            "after": it is mined, then this happens; "answered": once the caller has its answer
 //   do       "error": status 500; "refuse": an answer with `success: false`; "hangup": the connection is cut;
 //            "exit": this process ends; "wait": only the wait, and then as ever
 //   count    for so many calls (default: for all); percent: for so many of a hundred calls (default: 100)
 //   ms       waits so long first (default 0)
 //   answer   what "error" and "refuse" answer with, over the default
+import { AsyncLocalStorage } from "node:async_hooks";
 import { createServer } from "node:http";
 import { privateKeyToAccount, nonceManager } from "viem/accounts";
 import { x402Facilitator } from "@x402/core/facilitator";
@@ -34,6 +35,8 @@ const chainId = Number(env.CHAIN_ID ?? 84532);
 const network = `eip155:${chainId}`;
 // Transactions sent at once must not share a nonce.
 const account = privateKeyToAccount(env.FACILITATOR_KEY ?? accounts[0].key, { nonceManager });
+// Of the call that a transaction is sent for: what happens once it is sent.
+const sent = new AsyncLocalStorage();
 const facilitator = referenceFacilitator();
 const random = generator(Number(env.SEED ?? 1));
 let rules = JSON.parse(env.MISBEHAVE ?? "[]");
@@ -46,7 +49,11 @@ function referenceFacilitator() {
     getCode: (call) => client.getCode(call),
     readContract: (call) => client.readContract({ ...call, args: call.args ?? [] }),
     verifyTypedData: (call) => client.verifyTypedData(call),
-    writeContract: (call) => client.writeContract({ ...call, args: call.args ?? [] }),
+    writeContract: async (call) => {
+      const hash = await client.writeContract({ ...call, args: call.args ?? [] });
+      await sent.getStore()();
+      return hash;
+    },
     sendTransaction: (call) => client.sendTransaction(call),
     waitForTransactionReceipt: (call) => client.waitForTransactionReceipt(call),
   });
@@ -97,12 +104,17 @@ async function serve(op, body, request, response, answer) {
   if (await happens("before")) return;
   let status = 200;
   try {
-    call.answer = await facilitator[op](body.paymentPayload, body.paymentRequirements);
+    const { paymentPayload, paymentRequirements } = body;
+    call.answer = await sent.run(
+      () => happens("sent"),
+      () => facilitator[op](paymentPayload, paymentRequirements),
+    );
   } catch (error) {
     status = op === "verify" ? 400 : 500;
     call.answer = refusal(op, `unexpected_${op}_error`, String(error));
   }
   if (await happens("after")) return;
+  if (response.writableEnded || request.socket.destroyed) return;
   response.on("finish", () => happens("answered"));
   answer(status, call.answer);
 }

@@ -236,7 +236,15 @@ test("the reference client for Python", async (context) => {
 });
 
 test("the facilitator misbehaves as told", async (context) => {
-  const { pay } = await client(context, payer, { deposit: "5000", salt: `0x${"07".repeat(32)}` });
+  const { ask, pay } = await client(context, payer, { deposit: "5000", salt: `0x${"07".repeat(32)}` });
+  await control({ rules: [{ kind: "deposit", op: "verify", count: 1, do: "refuse" }] });
+  assert.equal((await ask({ do: "pay", url: "/batch" })).required.error, "told_to_refuse");
+  await control({
+    rules: [
+      { kind: "any", percent: 0, do: "error" },
+      { kind: "deposit", do: "wait", ms: 1 },
+    ],
+  });
   await pay("/batch");
   await control({ rules: [{ kind: "claim", count: 1, do: "refuse" }] });
   await assert.rejects(server.manager.claim(), /told_to_refuse/);
@@ -250,15 +258,17 @@ test("the facilitator misbehaves as told", async (context) => {
   assert.equal((await balance(receiver.address)) - held, 1000n);
 });
 
-test("the facilitator ends as told", async () => {
-  const rules = [{ kind: "settle", when: "answered", do: "exit" }];
+test("the facilitator ends as told, between the sending of a claim and its answer", async (context) => {
+  const rules = [{ kind: "claim", when: "sent", do: "exit" }];
   const mortal = await start("facilitator.mjs", [], { RPC_URL: chain.rpcUrl, MISBEHAVE: JSON.stringify(rules) });
-  const payload = { type: "settle", receiver: receiver.address, token: addresses.TestUSDC };
-  const requirements = { scheme: "batch-settlement", network: chain.network };
-  const asked = { paymentPayload: { x402Version: 2, payload }, paymentRequirements: requirements };
-  const answer = await fetch(`${mortal.ready.url}/settle`, { method: "POST", body: JSON.stringify(asked) });
-  assert.equal((await answer.json()).errorReason, "invalid_batch_settlement_evm_nothing_to_settle");
+  const shop = await startServer(shopOf(mortal));
+  context.after(shop.stop);
+  const { ask } = await client(context, payer, { deposit: "5000", salt: `0x${"02".repeat(32)}` }, shop);
+  const channel = (await ask({ do: "pay", url: "/batch" })).payment.payload.voucher.channelId;
+  await assert.rejects(shop.manager.claim(), /fetch failed/);
   assert.equal(await mortal.ended, 70);
+  assert.deepEqual(await read("channels", channel), [5000n, 1000n]);
+  await server.manager.settle();
 });
 
 // Last of all: it moves the chain's clock, after which no client signs anything that the chain still takes.

@@ -44,7 +44,7 @@ const signer = toClientEvmSigner(
   chain,
 );
 let batch;
-let pay;
+let client;
 let sent; // the last request that carried a payment, and that payment
 let change; // of the next payment
 
@@ -55,13 +55,12 @@ function connect() {
     depositStrategy: () => settings.deposit,
   };
   batch = new BatchSettlementEvmScheme(signer, options);
-  const client = new x402Client()
+  client = new x402Client()
     .register("eip155:*", batch)
     .register("eip155:*", new ExactEvmScheme(signer))
     .register("eip155:*", new UptoEvmScheme(signer))
     .registerPolicy((version, offers) => offers.filter(isWanted));
   if (settings.any_price) client.setSpendControls(false);
-  pay = client;
 }
 
 function isWanted(offer) {
@@ -112,7 +111,7 @@ function overlay(value, over) {
 
 async function paid({ url, method = "GET" }) {
   const seen = fresh();
-  return answer(seen, await wrapFetchWithPayment(recording(seen), pay)(url, { method }));
+  return answer(seen, await wrapFetchWithPayment(recording(seen), client)(url, { method }));
 }
 
 async function write(functionName, amount) {

@@ -225,6 +225,7 @@ pub async fn call(
         }
         (Finished::Charged(_), Kind::Refund) => panic!("a refund reached the upstream"),
         (Finished::Released(_), _) => {}
+        (Finished::Unmetered(_), _) => panic!("no route of this world refuses"),
         (Finished::Refused(_), _) => books.borrow_mut().counts.withheld += 1,
     }
 }

@@ -15,7 +15,8 @@ use turnpike::chain::{Blockhash, Chain};
 use turnpike::clock::Clock;
 use turnpike::facilitator::Facilitator;
 use turnpike::facilitator::local::LocalFacilitator;
-use turnpike::gate::route::{Offer, Pricing, Route};
+use turnpike::gate::charge::Meter;
+use turnpike::gate::route::{Offer, Payee, Pricing, Route};
 use turnpike::gate::{Gate, Options as GateOptions, Outcome};
 use turnpike::ledger::channel::{Seller, Terms};
 use turnpike::ledger::memory::MemoryStore;
@@ -85,7 +86,7 @@ impl Shop {
             network,
         });
         let offer = |amount: u64| Offer {
-            seller: Arc::clone(&seller),
+            payee: Payee::Svm(Arc::clone(&seller)),
             amount: amount.into(),
             min_deposit: None,
             max_timeout_seconds: METERED_SECONDS,
@@ -104,10 +105,10 @@ impl Shop {
                 mime_type: None,
             })
         };
-        let header = Some(http::HeaderName::from_static(COST));
+        let meter = Some(Meter::charge(http::HeaderName::from_static(COST)));
         Self {
             fixed: route("/x", Pricing::Fixed(vec![offer(PRICE)])),
-            metered: route("/y", Pricing::Metered { offers: vec![offer(CEILING)], header }),
+            metered: route("/y", Pricing::Metered { offers: vec![offer(CEILING)], meter }),
             judge: Arc::new(Judge::new(rules, fee_payer)),
             clients: (100..).take(CLIENTS).map(key).collect(),
             seller,

@@ -1,4 +1,4 @@
-//! One JSON-RPC endpoint: where it is, how it does, and what of its address is a secret.
+//! One service elsewhere: where it is, how it does, and what of its address is a secret.
 //!
 //! Providers put keys into the path, the query or the user part of a URL, so only the host is ever shown: in logs,
 //! metrics, errors and the health view. What an endpoint says itself is scrubbed of these parts as well.
@@ -10,8 +10,6 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Uri};
 use parking_lot::Mutex;
 use tokio::time::Instant;
-
-use super::RpcSetupError;
 
 /// The longest error text of an endpoint that is kept.
 const ERROR_TEXT_BYTES_MAX: usize = 300;
@@ -31,14 +29,19 @@ pub struct EndpointHealth {
     pub last_error: Option<String>,
 }
 
+/// What is wrong with an endpoint's URL. Never repeats it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadEndpoint(pub &'static str);
+
 /// One endpoint.
-pub(super) struct Endpoint {
+pub struct Endpoint {
     /// Its host, and a number where another one has the same.
-    pub(super) name: String,
+    pub name: String,
     /// Where requests go.
-    pub(super) uri: Uri,
+    pub uri: Uri,
     /// From the URL's user part.
-    pub(super) authorization: Option<HeaderValue>,
+    pub authorization: Option<HeaderValue>,
     secrets: Vec<String>,
     state: Mutex<State>,
 }
@@ -54,9 +57,12 @@ struct State {
 }
 
 impl Endpoint {
-    /// Reads an endpoint's URL. Errors name its number, never its text.
-    pub(super) fn parse(number: usize, text: &str) -> Result<Self, RpcSetupError> {
-        let wrong = |what| RpcSetupError::Endpoint { number, what };
+    /// Reads an endpoint's URL.
+    ///
+    /// # Errors
+    /// [`BadEndpoint`], which completes "the endpoint ...".
+    pub fn parse(text: &str) -> Result<Self, BadEndpoint> {
+        let wrong = BadEndpoint;
         let uri: Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
         let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"));
         let scheme = scheme.ok_or(wrong("must begin with http:// or https://"))?;
@@ -74,8 +80,16 @@ impl Endpoint {
         Ok(Self { name: host.to_owned(), uri, authorization, secrets, state: Mutex::default() })
     }
 
+    /// Keeps another text out of what is shown: a token that is sent along.
+    pub fn hide(&mut self, secret: &str) {
+        if secret.len() >= SECRET_BYTES_MIN {
+            self.secrets.push(secret.to_owned());
+        }
+    }
+
     /// A text of the endpoint's or about it, fit to be shown: short, on one line, without secrets.
-    pub(super) fn scrub(&self, text: &str) -> String {
+    #[must_use]
+    pub fn scrub(&self, text: &str) -> String {
         let mut shown = text.to_owned();
         for secret in &self.secrets {
             shown = shown.replace(secret.as_str(), "***");
@@ -89,23 +103,25 @@ impl Endpoint {
     }
 
     /// Whether it is asked in its turn at `now`.
-    pub(super) fn is_healthy(&self, now: Instant) -> bool {
+    #[must_use]
+    pub fn is_healthy(&self, now: Instant) -> bool {
         self.state.lock().rests_until.is_none_or(|until| until <= now)
     }
 
     /// How long it asked to be left alone, seen from `now`.
-    pub(super) fn barred_for(&self, now: Instant) -> Option<Duration> {
+    #[must_use]
+    pub fn barred_for(&self, now: Instant) -> Option<Duration> {
         let left = self.state.lock().barred_until?.saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
     }
 
     /// It answered.
-    pub(super) fn succeeded(&self) {
+    pub fn succeeded(&self) {
         *self.state.lock() = State::default();
     }
 
     /// It failed; after `failures_max` in a row it rests for `cool_down`.
-    pub(super) fn failed(&self, error: &str, failures_max: u32, cool_down: Duration) {
+    pub fn failed(&self, error: &str, failures_max: u32, cool_down: Duration) {
         let mut state = self.state.lock();
         state.failures = state.failures.saturating_add(1);
         state.last_error = Some(error.to_owned());
@@ -115,14 +131,15 @@ impl Endpoint {
     }
 
     /// It asked to be left alone for a while.
-    pub(super) fn bar(&self, pause: Duration) {
+    pub fn bar(&self, pause: Duration) {
         let mut state = self.state.lock();
         state.last_error = Some("rate limited".into());
         state.barred_until = Instant::now().checked_add(pause);
     }
 
     /// How it does.
-    pub(super) fn health(&self) -> EndpointHealth {
+    #[must_use]
+    pub fn health(&self) -> EndpointHealth {
         let now = Instant::now();
         let healthy = self.is_healthy(now) && self.barred_for(now).is_none();
         let state = self.state.lock();
@@ -142,7 +159,7 @@ mod tests {
     #[test]
     fn an_endpoint_shows_no_secret() {
         let endpoint =
-            Endpoint::parse(1, "https://bob:hunter2pass@rpc.example.com:8899/v2/KEYKEYKEY123?api-key=abcdef123456")
+            Endpoint::parse("https://bob:hunter2pass@rpc.example.com:8899/v2/KEYKEYKEY123?api-key=abcdef123456")
                 .unwrap();
         assert_eq!(endpoint.name, "rpc.example.com:8899");
         assert_eq!(endpoint.uri, "https://rpc.example.com:8899/v2/KEYKEYKEY123?api-key=abcdef123456");
@@ -155,9 +172,9 @@ mod tests {
     #[test]
     fn what_is_no_endpoint_is_refused_without_being_repeated() {
         for text in ["", "ftp://host/secretsecret", "secretsecret", "http://", "/secretsecret", "https:///x y"] {
-            let Err(error) = Endpoint::parse(2, text) else { panic!("{text:?} was taken") };
+            let Err(error) = Endpoint::parse(text) else { panic!("{text:?} was taken") };
             let shown = error.to_string();
-            assert!(shown.contains("endpoint 2") && !shown.contains("secret"), "{shown}");
+            assert!(!shown.is_empty() && !shown.contains("secret"), "{shown}");
         }
     }
 }
