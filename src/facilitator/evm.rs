@@ -45,7 +45,7 @@ use crate::x402::{Network, Reason};
 
 /// How often a transaction is made anew because something else used its nonce.
 const TRIES_MAX: u32 = 3;
-/// Gas of one claim until one was seen: what a first claim of a channel and of its receiver costs, and some more.
+/// Gas of one claim, on the safe side: 100 of them took 25,722 each on the tests' contract, whose channels share a receiver.
 const CLAIM_GAS: u64 = 100_000;
 /// Gas of a transaction with claims, beside them.
 const CLAIM_BASE_GAS: u64 = 60_000;
@@ -57,11 +57,15 @@ pub struct EvmFacilitatorOptions {
     pub confirm_timeout: Duration,
     /// The most payments that are verified or settled at once.
     pub concurrent_max: usize,
+    /// The most gas that a payer's payment or deposit may take: a payer that is a contract decides how much work its
+    /// signature is.
+    pub payment_gas_max: u64,
 }
 
 impl EvmFacilitatorOptions {
     /// What fits public chains.
-    pub const DEFAULT: Self = Self { confirm_timeout: Duration::from_secs(120), concurrent_max: 64 };
+    pub const DEFAULT: Self =
+        Self { confirm_timeout: Duration::from_secs(120), concurrent_max: 64, payment_gas_max: 1_000_000 };
 }
 
 /// Our own facilitator for one EVM network. Cheap to clone.
@@ -107,7 +111,7 @@ impl LocalEvmFacilitator {
         self.0.sender.address()
     }
 
-    /// Gas that one claim of a batch takes, by the dearest batch that was seen; a guess until the first.
+    /// Gas that one claim of a batch takes: a guess on the safe side, or what the dearest batch so far took, if that is more.
     #[must_use]
     pub fn gas_per_claim(&self) -> u64 {
         self.0.gas_per_claim.load(Ordering::Relaxed)
@@ -177,6 +181,17 @@ struct Order {
 impl Order {
     fn hash(&self) -> B256 {
         keccak256(&[&self.call.to.0, &*self.call.data].concat())
+    }
+
+    /// Nothing was sent: because it could not succeed, or because it cannot be sent now.
+    fn not_prepared(&self, error: &PrepareError) -> InterfaceError {
+        match error {
+            PrepareError::Chain(EvmError::Reverted(revert)) => refused(self.codes.simulation, revert.to_string()),
+            PrepareError::GasAboveLimit { .. } => refused(self.codes.simulation, error.to_string()),
+            PrepareError::Chain(_) | PrepareError::FeeAboveCap { .. } | PrepareError::Busy(_) => {
+                InterfaceError::Unavailable(error.to_string())
+            }
+        }
     }
 }
 
@@ -271,13 +286,17 @@ impl Inner {
         Err(refused(reason.as_str(), format!("the authorization is not signed by {payer}, which is no contract")))
     }
 
-    /// Runs a call without effect.
-    async fn simulate(&self, call: &Call, codes: Codes) -> Result<(), InterfaceError> {
-        match self.chain.call(self.sender.address(), call).await {
-            Ok(_) => Ok(()),
-            Err(EvmError::Reverted(revert)) => Err(refused(codes.simulation, revert.to_string())),
-            Err(error) => Err(unread(&error)),
+    /// Runs an order without effect, and tells the gas that it is given.
+    async fn simulate(&self, order: &Order) -> Result<u64, InterfaceError> {
+        let gas = self.sender.gas_for(&order.call).await.map_err(|error| order.not_prepared(&error))?;
+        let limit = match order.job {
+            Job::Authorization { .. } | Job::Permit2 { .. } => self.options.payment_gas_max,
+            Job::Claim(_) | Job::Payout { .. } | Job::Refund { .. } => u64::MAX,
+        };
+        if gas > limit {
+            return Err(order.not_prepared(&PrepareError::GasAboveLimit { gas, limit }));
         }
+        Ok(gas)
     }
 
     /// Sends an order's transaction, unless it was sent already, and waits for it.
@@ -345,12 +364,9 @@ impl Inner {
 
     /// Makes and sends a transaction; `None` where something else used its nonce.
     async fn send(&self, order: &Order) -> Result<Option<Submission>, InterfaceError> {
-        let not_prepared = |error| match error {
-            PrepareError::Chain(EvmError::Reverted(revert)) => refused(order.codes.simulation, revert.to_string()),
-            error => InterfaceError::Unavailable(error.to_string()),
-        };
-        let gas = self.sender.gas_for(&order.call).await.map_err(not_prepared)?;
-        let prepared = self.sender.prepare(order.call.clone(), gas).await.map_err(not_prepared)?;
+        let gas = self.simulate(order).await?;
+        let prepared = self.sender.prepare(order.call.clone(), gas).await;
+        let prepared = prepared.map_err(|error| order.not_prepared(&error))?;
         match self.sender.send(prepared).await {
             Ok(submission) => Ok(Some(submission)),
             Err(not_sent) if not_sent.is_nonce() => Ok(None),

@@ -342,7 +342,7 @@ async fn an_unconfirmed_settlement_is_unknown_and_asking_again_finds_it() {
     let sender = Sender::new(chain.clone(), node.gas_key(0), options());
     let impatient = turnpike::facilitator::evm::EvmFacilitatorOptions {
         confirm_timeout: Duration::from_millis(100),
-        concurrent_max: 64,
+        ..turnpike::facilitator::evm::EvmFacilitatorOptions::DEFAULT
     };
     let clock = Arc::new(turnpike::clock::SystemClock);
     let facilitator = turnpike::facilitator::evm::LocalEvmFacilitator::new(chain.clone(), sender, clock, impatient);
@@ -420,6 +420,37 @@ async fn many_channels_are_read_at_one_block_and_reverts_have_names() {
     assert!(many.value[1].is_ok());
     assert_eq!(ours.chain.code_bytes(alice.address()).await, Ok(0));
     assert!(ours.chain.code_bytes(USDC).await.unwrap() > 0);
+}
+
+#[tokio::test]
+async fn as_many_claims_as_a_batch_may_hold_are_claimed_at_once() {
+    let (alice, merchant) = (Payer::new(1), Merchant::new());
+    let node = Node::start(&[&alice], false);
+    let ours = node.facilitator();
+    let configs: Vec<_> = (0..100).map(|salt| merchant.config(alice.address(), alice.address(), salt)).collect();
+    for part in configs.chunks(10) {
+        let deposits = part.iter().map(|config| {
+            let deposit = merchant.payment(eip3009_deposit(config, &alice, 100, 10, 1), "eip3009");
+            let ours = &ours;
+            async move { settle(ours, &deposit).await }
+        });
+        futures_util::future::join_all(deposits).await;
+    }
+    let guess = ours.facilitator.gas_per_claim();
+    let row = |config: &_| Claim { config: *config, by: &alice, signed: 10, total: 10 };
+    let all: Vec<_> = configs.iter().map(row).collect();
+    let claimed = settle(&ours, &merchant.claim(&all)).await;
+    let receipt = ours.chain.receipt(&claimed.transaction.parse().unwrap()).await.unwrap().unwrap();
+    println!("{} gas for 100 claims, {} each at most by the guess", receipt.gas_used, guess);
+    assert!(
+        receipt.gas_used / 100 < guess && ours.facilitator.gas_per_claim() == guess,
+        "the guess is on the safe side"
+    );
+    assert_eq!(settle(&ours, &merchant.payout()).await.amount.as_deref(), Some("1000"));
+    assert_eq!((ours.facilitator.claims_in(15_000_000), ours.facilitator.claims_in(1)), (100, 1));
+    let too_many: Vec<_> = configs.iter().chain(&configs[..1]).map(row).collect();
+    let refused = reason(ours.facilitator.settle(&merchant.claim(&too_many)).await);
+    assert_eq!(refused, "invalid_batch_settlement_evm_claim_payload");
 }
 
 #[tokio::test]

@@ -95,7 +95,8 @@ impl Node {
     pub fn facilitator_with(&self, sender: SenderOptions, clock: Arc<dyn Clock>) -> Ours {
         let chain = self.chain();
         let sender = Sender::new(chain.clone(), self.gas_key(0), sender);
-        let options = EvmFacilitatorOptions { confirm_timeout: Duration::from_secs(60), concurrent_max: 64 };
+        let options =
+            EvmFacilitatorOptions { confirm_timeout: Duration::from_secs(60), ..EvmFacilitatorOptions::DEFAULT };
         let facilitator = LocalEvmFacilitator::new(chain.clone(), sender.clone(), clock, options);
         Ours { chain, sender, facilitator }
     }

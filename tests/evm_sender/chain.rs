@@ -56,9 +56,13 @@ struct State {
 
 pub struct World(Mutex<State>);
 
+fn length<T>(list: &[T]) -> u64 {
+    u64::try_from(list.len()).unwrap()
+}
+
 impl State {
     fn mined(&self) -> u64 {
-        self.blocks.iter().map(|block| block.len() as u64).sum()
+        self.blocks.iter().map(|block| length(block)).sum()
     }
 
     fn block(&mut self) {
@@ -220,7 +224,7 @@ impl EvmChain for World {
     async fn head(&self) -> Result<Block, EvmError> {
         self.answer().await?;
         let state = self.0.lock();
-        let number = state.blocks.len() as u64 - 1;
+        let number = length(&state.blocks) - 1;
         Ok(Block { number, timestamp: 0, base_fee_per_gas: Some(state.base_fee), gas_limit: 30_000_000 })
     }
 
@@ -254,7 +258,7 @@ impl EvmChain for World {
         let mut count = state.mined();
         // A node that is a block behind.
         if state.misbehaves && state.rng.one_in(5) {
-            count -= state.blocks.last().map_or(0, Vec::len) as u64;
+            count -= state.blocks.last().map_or(0, |block| length(block));
         }
         if counted == Counted::Known {
             while state.pool.contains_key(&count) {

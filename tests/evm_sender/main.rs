@@ -322,7 +322,6 @@ fn there_is_a_limit_to_what_is_unmined() {
         }
         assert!(matches!(sender.prepare(call(*b"x"), GAS).await, Err(PrepareError::Busy(16))));
         world.block();
-        sender.look_after().await;
         assert!(sender.prepare(call(*b"x"), GAS).await.is_ok());
         let limit = SenderOptions::DEFAULT.gas_limit_max;
         let above = sender.prepare(call(*b"x"), limit + 1).await;

@@ -76,8 +76,11 @@ impl GasKey {
         let digits = text.trim();
         let digits = digits.strip_prefix("0x").unwrap_or(digits);
         let mut bytes = Zeroizing::new([0; 32]);
-        const_hex::decode_to_slice(digits, bytes.as_mut_slice())
-            .map_err(|_| GasKeyError::NotAKey { place: place.clone() })?;
+        let read = const_hex::decode_to_slice(digits, bytes.as_mut_slice());
+        // A second prefix is no digit, though the decoder would skip it.
+        if read.is_err() || digits.len() != 64 {
+            return Err(GasKeyError::NotAKey { place });
+        }
         let secret = SecretKey::from_secret_bytes(*bytes).map_err(|_| GasKeyError::NotAKey { place })?;
         Ok(Self { address: address_of(&secret.public_key()), secret })
     }

@@ -314,3 +314,68 @@ impl EvmChain for EvmRpc {
         Ok(receipt)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: i64, message: &str, data: Option<Value>) -> RpcError {
+        RpcError { code, message: message.to_owned(), data }
+    }
+
+    /// In the words of geth, reth, anvil and of providers.
+    #[test]
+    fn what_nodes_say_of_transactions_is_understood() {
+        let table = [
+            (-32000, "nonce too low: next nonce 5, tx nonce 3", Refusal::NonceTooLow),
+            (-32003, "nonce too low", Refusal::NonceTooLow),
+            (-32000, "replacement transaction underpriced", Refusal::Underpriced),
+            (-32603, "replacement transaction underpriced", Refusal::Underpriced),
+            (-32000, "insufficient funds for gas * price + value: have 0 want 1", Refusal::InsufficientFunds),
+            (-32003, "Insufficient funds for gas * price + value", Refusal::InsufficientFunds),
+            (-32000, "max fee per gas less than block base fee", Refusal::FeeTooLow),
+            (-32000, "transaction underpriced: gas tip cap 1, minimum needed 2", Refusal::FeeTooLow),
+            (-32000, "exceeds block gas limit", Refusal::Other),
+        ];
+        for (code, message, refusal) in table {
+            let error = error(code, message, None);
+            assert_eq!((judge(&error), refusal_of(&error)), (Verdict::Request, refusal), "{message}");
+            assert!(!is_known(&error));
+        }
+        for message in ["already known", "transaction already imported", "ALREADY_EXISTS: already known"] {
+            let error = error(-32603, message, None);
+            assert!(is_known(&error) && judge(&error) == Verdict::Request, "{message}");
+        }
+    }
+
+    #[test]
+    fn what_nodes_say_of_themselves_is_not_taken_for_the_request_s_fault() {
+        let table = [
+            (-32601, "the method eth_x does not exist/is not available", Verdict::NotServed),
+            (-32005, "daily request count exceeded, request rate limited", Verdict::Limited),
+            (-32016, "over rate limit", Verdict::Limited),
+            (-32603, "Internal error", Verdict::Failed),
+            (-32000, "header not found", Verdict::Behind),
+            (-32602, "BlockOutOfRangeError: block height is 2 but requested was 65535", Verdict::Behind),
+            (-32602, "invalid argument 0", Verdict::Request),
+        ];
+        for (code, message, verdict) in table {
+            assert_eq!(judge(&error(code, message, None)), verdict, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_revert_is_found_wherever_a_node_puts_it() {
+        let data = Some(vec![0x8b, 0xaa, 0x57, 0x9f]);
+        let found = [
+            error(3, "execution reverted", Some(json!("0x8baa579f"))),
+            error(-32000, "execution reverted", Some(json!("Reverted 0x8baa579f"))),
+            error(-32603, "Internal error", Some(json!({ "data": "0x8baa579f" }))),
+        ];
+        for error in found {
+            assert_eq!((revert_data(&error), judge(&error)), (data.clone(), Verdict::Request));
+        }
+        assert_eq!(revert_data(&error(-32000, "execution reverted", None)), Some(Vec::new()));
+        assert_eq!(revert_data(&error(-32000, "nonce too low", None)), None);
+    }
+}

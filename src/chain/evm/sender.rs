@@ -305,16 +305,27 @@ impl Sender {
         }
         let fees = self.quote().await?;
         self.start().await?;
-        let nonce = {
-            let mut state = self.0.state.lock();
-            if state.in_flight() >= self.0.options.in_flight_max {
-                return Err(PrepareError::Busy(state.in_flight()));
+        let nonce = match self.reserve() {
+            Ok(nonce) => nonce,
+            // Perhaps they are mined and nobody has looked.
+            Err(PrepareError::Busy(_)) => {
+                self.look_after().await;
+                self.reserve()?
             }
-            let nonce = state.nonces.take();
-            state.reserved.insert(nonce);
-            nonce
+            Err(error) => return Err(error),
         };
         Ok(Prepared { sender: self.clone(), signed: self.sign(nonce, fees, gas_limit, call), sent: false })
+    }
+
+    fn reserve(&self) -> Result<u64, PrepareError> {
+        let mut state = self.0.state.lock();
+        let in_flight = state.in_flight();
+        if in_flight >= self.0.options.in_flight_max {
+            return Err(PrepareError::Busy(in_flight));
+        }
+        let nonce = state.nonces.take();
+        state.reserved.insert(nonce);
+        Ok(nonce)
     }
 
     /// Sends a prepared transaction. From the first poll on its nonce is used, even where this future is dropped.
@@ -476,6 +487,9 @@ impl Sender {
         for hash in submission.hashes().iter().rev() {
             if let Some(receipt) = self.0.chain.receipt(hash).await? {
                 *used = Used::default();
+                if let Some(pending) = self.0.state.lock().pending.get_mut(&submission.nonce()) {
+                    pending.used_at.get_or_insert(head);
+                }
                 return Ok(self.deep_enough(receipt, head));
             }
         }

@@ -113,7 +113,7 @@ impl Inner {
         if is_used {
             return Err(refused(DEPOSIT.simulation, "the authorization's nonce is used, or was cancelled"));
         }
-        self.simulate(&order(&terms, deposit).call, DEPOSIT).await?;
+        self.simulate(&order(&terms, deposit)).await?;
         Ok(verified(&terms, &channel))
     }
 

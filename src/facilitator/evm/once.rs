@@ -179,7 +179,7 @@ impl Inner {
             let reason = if due.is_permit2() { codes::PERMIT2_NONCE } else { codes::EXACT_NONCE_USED };
             return Err(refused(reason, "the authorization's nonce is used, or was cancelled"));
         }
-        self.simulate(&due.order.call, due.order.codes).await?;
+        self.simulate(&due.order).await?;
         Ok(Verified { payer: Some(due.payer.to_string()), ..Verified::default() })
     }
 
