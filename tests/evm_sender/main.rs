@@ -248,6 +248,24 @@ fn a_transaction_that_all_nodes_forgot_is_sent_again() {
 }
 
 #[test]
+fn what_nobody_waits_for_is_looked_after_all_the_same() {
+    run(async {
+        let (world, sender) = quiet();
+        let keeper = sender.keep_looking_after();
+        send(&sender, b"x").await;
+        world.forget_all();
+        world.set_base_fee(1 << 40);
+        let blocks = tokio::spawn(Arc::clone(&world).make_blocks());
+        while world.runs(b"x") == 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        blocks.abort();
+        drop(sender);
+        keeper.await.unwrap();
+    });
+}
+
+#[test]
 fn after_a_restart_what_was_written_down_is_taken_up() {
     run(async {
         let (world, sender) = quiet();
