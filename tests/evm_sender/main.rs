@@ -67,11 +67,11 @@ enum Last {
 /// Prepares, sends and waits as a caller would, in any order and with any pauses.
 async fn one(sender: Sender, world: Arc<World>, mut rng: Rng, data: Vec<u8>) -> Done {
     let mut last = Last::NotSent;
-    for _ in 0..8 {
+    for _ in 0..3 {
         rng.pause(20_000).await;
         let Ok(prepared) = sender.prepare(call(&*data), GAS).await else { continue };
         rng.pause(3_000).await;
-        if rng.one_in(6) {
+        if rng.one_in(4) {
             continue;
         }
         let hash = prepared.signed().hash();
