@@ -4,8 +4,8 @@
 //! protocol) and `upto`. Promises:
 //!
 //! - nothing is sent that the schemes' checks, the chain's state and a simulation do not all let pass;
-//! - the same asked twice, at once or within a while, is the same transaction; and what the chain says was used already is
-//!   never called refused, for something may have come of it;
+//! - the same asked twice, at once or within a while, is the same transaction; and to settle what the chain says was used
+//!   already is never called refused, for something may have come of it;
 //! - an error says where it stands: [`InterfaceError::Refused`] and [`InterfaceError::Unavailable`] when nothing is on
 //!   chain and nothing will be, [`InterfaceError::Unknown`] with the hash when something was sent and is not confirmed;
 //! - a caller that goes away leaves no settlement half done.
@@ -46,7 +46,8 @@ use crate::x402::{Network, Reason};
 /// How often a transaction is made anew because something else used its nonce.
 const TRIES_MAX: u32 = 3;
 const NONCES_USED_UP: &str = "something else keeps using the gas account's nonces: is its key in use elsewhere?";
-/// Gas of one claim, on the safe side: 100 of them took 25,722 each on the tests' contract, whose channels share a receiver.
+/// Gas of one claim, on the safe side: 100 of them took 25,722 each on the tests' contract, whose channels share a
+/// receiver.
 const CLAIM_GAS: u64 = 100_000;
 /// Gas of a transaction with claims, beside them.
 const CLAIM_BASE_GAS: u64 = 60_000;
@@ -112,7 +113,8 @@ impl LocalEvmFacilitator {
         self.0.sender.address()
     }
 
-    /// Gas that one claim of a batch takes: a guess on the safe side, or what the dearest batch so far took, if that is more.
+    /// Gas that one claim of a batch takes: a guess on the safe side, or what the dearest batch so far took, if that is
+    /// more.
     #[must_use]
     pub fn gas_per_claim(&self) -> u64 {
         self.0.gas_per_claim.load(Ordering::Relaxed)

@@ -1,5 +1,5 @@
-//! A chain with one account: a pool, blocks that are taken back now and then, and a node that drops, delays, forgets and
-//! answers late, all by one seed.
+//! A chain with one account: a pool, blocks that are taken back now and then, and a node that drops, delays, forgets
+//! and answers late, all by one seed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

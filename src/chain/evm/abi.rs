@@ -1,8 +1,8 @@
 //! The contracts' interfaces: what is sent to them, and what they answer.
 //!
-//! Each function here makes a [`Call`] or reads an answer, in this project's own words; alloy's types stay inside. Signed
-//! structures are those of `scheme::evm::eip712`. Source: `scheme_batch_settlement_evm.md`, EIP-20, EIP-3009, ERC-1271,
-//! and the interfaces of Permit2, its proxies (`scheme_exact_evm.md`, `scheme_upto_evm.md`) and Multicall3.
+//! Each function here makes a [`Call`] or reads an answer, in this project's own words; alloy's types stay inside.
+//! Signed structures are those of `scheme::evm::eip712`. Source: `scheme_batch_settlement_evm.md`, EIP-20, EIP-3009,
+//! ERC-1271, and the interfaces of Permit2, its proxies (`scheme_exact_evm.md`, `scheme_upto_evm.md`) and Multicall3.
 
 pub mod batch;
 pub mod multicall;

@@ -1,7 +1,8 @@
 //! What a transaction pays for gas, and what a replacement of it has to pay.
 //!
-//! A quote allows for a base fee that doubles before the transaction is mined. A replacement pays at least an eighth more
-//! of both fees, since nodes take none that pays less than a tenth more. Nothing ever pays more than the operator's cap.
+//! A quote allows for a base fee that doubles before the transaction is mined. A replacement pays at least an eighth
+//! more of both fees, since nodes take none that pays less than a tenth more. Nothing ever pays more than the
+//! operator's cap.
 
 /// What a transaction pays for gas, in wei per gas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +35,8 @@ impl FeeLimits {
         bump_permille: BUMP_PERMILLE_MIN,
     };
 
-    /// What a new transaction pays, with the base fee and the usual priority fee of the moment. `None` where the base fee
-    /// alone is above the cap.
+    /// What a new transaction pays, with the base fee and the usual priority fee of the moment. `None` where the base
+    /// fee alone is above the cap.
     #[must_use]
     pub fn quote(&self, base_fee: u128, usual_priority_fee: u128) -> Option<Fees> {
         let cap = self.max_fee_per_gas_max;
@@ -91,7 +92,8 @@ mod tests {
         /// Nodes take a replacement that pays at least a tenth more of both; and a cap is a cap.
         #[test]
         fn a_replacement_pays_an_eighth_more_or_there_is_none(
-            max_fee in any::<u128>(), priority in any::<u128>(), fresh_max in any::<u128>(), fresh_priority in any::<u128>(),
+            max_fee in any::<u128>(), priority in any::<u128>(),
+            fresh_max in any::<u128>(), fresh_priority in any::<u128>(),
         ) {
             let limits = FeeLimits { max_fee_per_gas_max: u128::MAX / 2, ..LIMITS };
             let old = Fees { max_fee_per_gas: max_fee, max_priority_fee_per_gas: priority.min(max_fee) };

@@ -1,7 +1,7 @@
 //! The key that pays for gas: read from a file or the environment, never shown, never copied, wiped when dropped.
 //!
-//! It is one machine's key and not a threshold one, on purpose: it can spend nothing but the gas money on its account. No
-//! claim, refund or payment is authorized by it; `upto` alone names its address, as the one that may settle.
+//! It is one machine's key and not a threshold one, on purpose: it can spend nothing but the gas money on its account.
+//! No claim, refund or payment is authorized by it; `upto` alone names its address, as the one that may settle.
 
 use std::fmt;
 use std::path::Path;

@@ -2,8 +2,8 @@
 //!
 //! Owns several endpoints in the operator's order, with the time-outs, limits, retries and secrecy of
 //! [`crate::chain::rpc`], and what a node's error answers mean. Promises that what is read at once is of one block, and
-//! that what is read after a receipt is not older than it. Source: the Ethereum JSON-RPC specification, and the words of
-//! geth, reth and anvil where it leaves errors open.
+//! that what is read after a receipt is not older than it. Source: the Ethereum JSON-RPC specification, and the words
+//! of geth, reth and anvil where it leaves errors open.
 
 mod wire;
 

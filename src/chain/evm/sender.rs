@@ -1,7 +1,7 @@
 //! Sends transactions for one gas key and sees each to its end.
 //!
-//! Owns the account's nonces. A transaction goes through three steps, each of which the caller takes: it is prepared and
-//! signed ([`Sender::prepare`]) and may be written down, it is sent ([`Sender::send`]), and it is waited for
+//! Owns the account's nonces. A transaction goes through three steps, each of which the caller takes: it is prepared
+//! and signed ([`Sender::prepare`]) and may be written down, it is sent ([`Sender::send`]), and it is waited for
 //! ([`Sender::wait`]). Promises:
 //!
 //! - no two transactions of one sender share a nonce, but for replacements of one and the same;
@@ -15,10 +15,10 @@
 //! before can be taken up again ([`Sender::adopt`]). One key must not be used by two processes at once: they would keep
 //! using up each other's nonces, which costs time and gas but never runs anything twice.
 
+mod outcome;
 mod upkeep;
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+pub use self::outcome::{Fate, NotSent, PrepareError};
 use super::fees::{FeeLimits, Fees};
 use super::key::GasKey;
 use super::nonces::Nonces;
@@ -74,64 +75,6 @@ impl SenderOptions {
         poll_min: Duration::from_millis(250),
         poll_max: Duration::from_secs(2),
     };
-}
-
-/// Why a transaction cannot be prepared. Nothing was sent.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PrepareError {
-    /// The chain gave no answer.
-    #[error(transparent)]
-    Chain(#[from] EvmError),
-    /// The base fee is above the operator's cap.
-    #[error("gas costs {base_fee} wei, more than the cap of {cap}: wait, or raise the cap")]
-    FeeAboveCap {
-        /// Wei per gas.
-        base_fee: u128,
-        /// Wei per gas.
-        cap: u128,
-    },
-    /// It would need more gas than a transaction may use.
-    #[error("the transaction needs {gas} gas, more than the limit of {limit}")]
-    GasAboveLimit {
-        /// What it needs.
-        gas: u64,
-        /// What it may use.
-        limit: u64,
-    },
-    /// Too many transactions are unmined.
-    #[error("{0} transactions are not mined yet; try again when they are")]
-    Busy(usize),
-}
-
-/// No node took the transaction: it has not run and never will.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub struct NotSent {
-    /// Why.
-    pub refusal: Refusal,
-    /// What the node said, or what to do.
-    pub text: String,
-}
-
-impl NotSent {
-    /// Whether the same call, prepared again, may be taken: somebody else used the nonce.
-    #[must_use]
-    pub const fn is_nonce(&self) -> bool {
-        matches!(self.refusal, Refusal::NonceTooLow | Refusal::Underpriced)
-    }
-}
-
-/// How waiting for a transaction ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It ran and did what it was sent for, and is as deep as wanted.
-    Confirmed(Receipt),
-    /// It ran and reverted, and is as deep as wanted. It changed nothing but its fee.
-    Reverted(Receipt),
-    /// Something else used its nonce: it has not run and never will.
-    Superseded,
-    /// None of these in time. It may still run.
-    Unknown,
 }
 
 /// A transaction and its replacements, all of one nonce, of which at most one ever runs.

@@ -1,8 +1,8 @@
 //! Transactions of EIP-1559: their bytes, their hash and their signature.
 //!
 //! `0x02 || rlp([chain_id, nonce, max_priority_fee_per_gas, max_fee_per_gas, gas_limit, to, value, data, access_list,
-//! y_parity, r, s])`; what is signed is the same without the last three. The value is always nothing and the access list
-//! always empty: the gas key's account pays for gas and moves no coin.
+//! y_parity, r, s])`; what is signed is the same without the last three. The value is always nothing and the access
+//! list always empty: the gas key's account pays for gas and moves no coin.
 
 use std::fmt;
 

@@ -125,12 +125,8 @@ impl Inner {
         requirements: &PaymentRequirements,
     ) -> Result<Settled, InterfaceError> {
         let seller = Arc::new(wire::seller(requirements, self.chain.chain_id(), Some(method(deposit)))?);
-        // Pure, and quick: what is not of this seller at all is refused before anything is looked up.
-        let checked = scheme::verify(&seller, config, voucher, None)?;
-        let terms = match &checked {
-            Checked::Verified(verified) => verified.terms().clone(),
-            Checked::Contract(contract) => contract.terms().clone(),
-        };
+        // Whoever asks again may have changed the voucher, which is no part of the transaction.
+        let terms = self.verify_voucher(&seller, config, voucher).await?;
         let order = order(&terms, deposit);
         if !self.knows(&order)? {
             let (.., is_used) = self.check_deposit(config, voucher, deposit, requirements).await?;

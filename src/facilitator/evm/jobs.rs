@@ -1,7 +1,7 @@
 //! What is being settled or was a while ago, so that whoever asks again gets the same transaction.
 //!
-//! Promises one transaction for one job: the first to ask sends it, all others wait for that one. A job is forgotten when
-//! it came to nothing, or a while after it was last asked for; by then its nonce is used on chain. Bounded.
+//! Promises one transaction for one job: the first to ask sends it, all others wait for that one. A job is forgotten
+//! when it came to nothing, or a while after it was last asked for; by then its nonce is used on chain. Bounded.
 
 use std::collections::HashMap;
 use std::sync::Arc;

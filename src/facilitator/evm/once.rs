@@ -1,8 +1,8 @@
 //! Payments of one request: scheme `exact` in both protocol versions, and scheme `upto`.
 //!
-//! What is asked again is checked again against its terms, though not against the clock: an authorization that settled one
-//! request must not settle a dearer one. That it settles no second one of the same price is for the server to see to.
-//! Source: `scheme_exact_evm.md` ("Verification Logic", "Settlement Logic"), `scheme_upto_evm.md` phases 3 and 4;
+//! What is asked again is checked again against its terms, though not against the clock: an authorization that settled
+//! one request must not settle a dearer one. That it settles no second one of the same price is for the server to see
+//! to. Source: `scheme_exact_evm.md` ("Verification Logic", "Settlement Logic"), `scheme_upto_evm.md` phases 3 and 4;
 //! `x402-specification-v1.md` section 6.1.
 
 use serde_json::Value;

@@ -39,7 +39,8 @@ mod contract {
         function deposit(ChannelConfig config, uint128 amount, address collector, bytes collectorData);
         function claimWithSignature(VoucherClaim[] voucherClaims, bytes authorizerSignature);
         function settle(address receiver, address token);
-        function refundWithSignature(ChannelConfig config, uint128 amount, uint256 nonce, bytes receiverAuthorizerSignature);
+        function refundWithSignature(ChannelConfig config, uint128 amount, uint256 nonce,
+            bytes receiverAuthorizerSignature);
         function multicall(bytes[] data) returns (bytes[] results);
 
         function channels(bytes32 channelId) returns (uint128 balance, uint128 totalClaimed);

@@ -1,8 +1,8 @@
 //! Looks after the first transaction of the account that is in no block: all later ones wait for it.
 //!
-//! It is sent again where a node may have forgotten it, replaced where it pays too little, and made up where there is none:
-//! a transaction without effect closes a gap. Which of these is due is decided from the chain's count of the account's
-//! transactions, so a chain that takes blocks back is followed.
+//! It is sent again where a node may have forgotten it, replaced where it pays too little, and made up where there is
+//! none: a transaction without effect closes a gap. Which of these is due is decided from the chain's count of the
+//! account's transactions, so a chain that takes blocks back is followed.
 
 use tokio::time::Instant;
 
@@ -31,8 +31,8 @@ enum Due {
 }
 
 impl Sender {
-    /// Looks after the first unmined transaction, where no other task does at this moment. Whoever waits for a transaction
-    /// calls this by itself; a background task may, for those that nobody waits for any more.
+    /// Looks after the first unmined transaction, where no other task does at this moment. Whoever waits for a
+    /// transaction calls this by itself; a background task may, for those that nobody waits for any more.
     pub async fn look_after(&self) {
         let Ok(_turn) = self.0.upkeep.try_lock() else { return };
         let (head, mined) = match self.counts().await {
