@@ -74,6 +74,7 @@ const ADAPTERS: &[&str] = &[
     "chain/svm",
     "chain/sandbox",
     "facilitator/local",
+    "facilitator/authorizer/threshold",
     "facilitator/http",
     "signer/ecdsa",
     "signer/frost",
