@@ -163,7 +163,7 @@ fn fill(path: &Path) {
                     last_used: UnixMillis(1),
                     closed: false,
                 };
-                Write::Channel(Box::new(record))
+                Write::<turnpike::ledger::channel::Svm>::Channel(Box::new(record))
             });
             store.write(writes.collect()).await.unwrap();
         }

@@ -279,6 +279,7 @@ fn limits(config: &Config) -> Limits {
         exposure_max: Some(config.settlement.exposure_max),
         channel_exposure_max: Some(config.settlement.channel_exposure_max),
         channel_charged_max: config.signer.as_ref().map(|signer| signer.claim_max),
+        withdraw_margin: Limits::default().withdraw_margin,
         waiters_per_channel_max: config.queue.waiters,
         wait_max: config.queue.wait,
         gap_wait_max: config.queue.gap_wait,

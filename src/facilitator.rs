@@ -3,6 +3,7 @@
 //! Adapter: `facilitator/local.rs`, our own. The gate calls this; the key that signs stays behind it. Facilitators elsewhere
 //! have a port of their own, [`interface`], and the adapter `facilitator/http.rs`.
 
+pub mod authorizer;
 pub mod http;
 pub mod interface;
 pub mod local;

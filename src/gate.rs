@@ -9,10 +9,11 @@
 //! and what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names
 //! the ledger and the facilitator, and never a signer, so nothing on the request path can reach a key share.
 //!
-//! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both.
+//! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both; on EVM networks [`evm`].
 
 pub mod challenge;
 pub mod charge;
+pub mod evm;
 pub mod refusal;
 pub mod replay;
 pub mod reply;
@@ -26,6 +27,7 @@ mod refund;
 mod tasks;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,9 +35,10 @@ use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, oneshot};
 
-use self::challenge::{Challenges, Prepared, PreparedOffer, Scheme};
+use self::challenge::{Challenges, Prepared, PreparedOffer, Way};
 use self::charge::{Answered, Charge, Meter};
 use self::closer::MeteredCloser;
+use self::evm::{EvmGate, EvmSide};
 use self::recent::Recent;
 use self::refusal::{Denial, Refusal};
 use self::replay::{Claim, Draft, Known, Replays};
@@ -45,12 +48,14 @@ use crate::amount::Amount;
 use crate::clock::Clock;
 use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
+use crate::ledger::answers::KeptAnswers;
+use crate::ledger::channel::Evm;
 use crate::ledger::store::Answer;
 use crate::telemetry::Telemetry;
 use crate::x402::header;
 use crate::x402::key::Signature;
 use crate::x402::wire::{PaymentPayload, PaymentRequired, SettlementResponse, X402_VERSION};
-use crate::x402::{Key, Network, Reason, payment_identifier};
+use crate::x402::{Account, ChannelId, Key, Network, Reason, payment_identifier};
 
 /// The gate's own bounds and choices.
 #[derive(Clone, Debug)]
@@ -130,11 +135,11 @@ pub struct AdmitRequest<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paid {
     /// The client's wallet.
-    pub payer: Key,
+    pub payer: Account,
     /// The price; for a metered request the most that will be charged.
     pub amount: Amount,
-    /// The channel.
-    pub channel: Key,
+    /// The channel, where the scheme has one.
+    pub channel: Option<ChannelId>,
     /// Where the money moves.
     pub network: Network,
 }
@@ -190,6 +195,8 @@ pub struct Gate {
     chain_reads: Semaphore,
     metered_open: Arc<Semaphore>,
     closer: Arc<MeteredCloser>,
+    /// Payments on EVM networks, where any are taken.
+    evm: Option<EvmGate>,
     tasks: Tasks,
 }
 
@@ -199,11 +206,23 @@ const SETUP_TTL: Duration = Duration::from_secs(120);
 const RECENT_MAX: usize = 65_536;
 
 impl Gate {
-    /// A gate over `ledger`, with one facilitator for each network that routes are paid on.
+    /// A gate over `ledger`, with one facilitator for each Solana-like network that routes are paid on.
     #[must_use]
     pub fn new(
         ledger: Arc<Ledger>,
         facilitators: impl IntoIterator<Item = (Network, Arc<dyn Facilitator>)>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Arc<Self> {
+        Self::with_evm(ledger, facilitators, None, clock, options)
+    }
+
+    /// The same, where EVM networks are paid on too.
+    #[must_use]
+    pub fn with_evm(
+        ledger: Arc<Ledger>,
+        facilitators: impl IntoIterator<Item = (Network, Arc<dyn Facilitator>)>,
+        evm: Option<EvmSide>,
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Arc<Self> {
@@ -225,7 +244,14 @@ impl Gate {
             reading: Recent::new(SETUP_TTL, RECENT_MAX),
             opened: Recent::new(SETUP_TTL, RECENT_MAX),
             refunds: refund::Refunds::default(),
-            replays: replay.map(|options| Replays::new(Arc::clone(&ledger), options)),
+            replays: replay.map(|options| {
+                let mut kept: Vec<Arc<dyn KeptAnswers>> = vec![Arc::<Ledger>::clone(&ledger)];
+                if let Some(evm) = &evm {
+                    kept.push(Arc::<Ledger<Evm>>::clone(&evm.ledger));
+                }
+                Replays::new(kept, options)
+            }),
+            evm: evm.map(EvmGate::new),
             chain_reads: Semaphore::new(options.chain_reads_max),
             metered_open: Arc::new(Semaphore::new(options.metered_open_max)),
             ledger,
@@ -274,9 +300,10 @@ impl Gate {
             Err(denial) => return refused(denial),
         };
         let context = Context { prepared, offer, url: request.url.to_owned() };
-        let admitted = match context.offer.scheme {
-            Scheme::Batch => self.admit_batch(&context, payment.payload).await,
-            Scheme::Upto => self.admit_metered(&context, payment.payload).await,
+        let admitted = match &context.offer.way {
+            Way::SvmBatch(seller) => self.admit_batch(&context, seller, payment.payload).await,
+            Way::SvmUpto(seller) => self.admit_metered(&context, seller, payment.payload).await,
+            Way::EvmBatch(seller) => self.admit_evm_batch(&context, seller, payment).await,
         };
         match admitted {
             Ok(Passed::Paid { paid, held }) => {
@@ -327,6 +354,11 @@ impl Gate {
             .ok_or_else(|| Denial::ours(format!("no facilitator is configured for {network}; check `network`")))
     }
 
+    /// Payments on EVM networks.
+    fn evm(&self) -> Result<&EvmGate, Denial> {
+        self.evm.as_ref().ok_or_else(|| Denial::ours("no EVM network is configured; check `network`"))
+    }
+
     /// What to send with a 402.
     fn required(
         &self,
@@ -344,7 +376,7 @@ impl Gate {
     fn refuse(&self, prepared: &Prepared, offer: Option<&Arc<PreparedOffer>>, url: &str, denial: Denial) -> Refusal {
         tracing::debug!(route = %prepared.name(), reason = %denial.reason, detail = %denial.detail, "payment refused");
         let correction =
-            denial.channel.as_deref().zip(offer).map(|(channel, offer)| challenge::Correction { offer, channel });
+            denial.channel.as_ref().zip(offer).map(|(channel, offer)| challenge::Correction { offer, channel });
         let required =
             denial.fault.is_payments().then(|| Box::new(self.required(prepared, url, denial.reason, correction)));
         Refusal {
@@ -374,7 +406,7 @@ impl Context {
     }
 
     /// A settlement that the facilitator did not bring about.
-    fn unsettled(&self, payer: Key, error: FacilitatorError) -> Denial {
+    fn unsettled(&self, payer: impl fmt::Display, error: FacilitatorError) -> Denial {
         let (reason, transaction) = match &error {
             FacilitatorError::Refused { reason, .. } => (*reason, None),
             FacilitatorError::Unavailable(_) => (Reason::ChainUnavailable, None),
@@ -384,7 +416,12 @@ impl Context {
     }
 
     /// A settlement that failed, for the refusal that says so.
-    fn failed(&self, payer: Key, reason: Reason, transaction: Option<Signature>) -> Box<SettlementResponse> {
+    fn failed(
+        &self,
+        payer: impl fmt::Display,
+        reason: Reason,
+        transaction: Option<Signature>,
+    ) -> Box<SettlementResponse> {
         Box::new(SettlementResponse {
             success: false,
             error_reason: Some(reason.as_str().to_owned()),
@@ -398,6 +435,7 @@ impl Context {
 }
 
 /// What a scheme's flow let pass.
+#[allow(clippy::large_enum_variant, reason = "lives on the stack, for one call")]
 enum Passed {
     Paid { paid: Paid, held: Held },
     Answered(Box<SettlementResponse>),
@@ -416,6 +454,7 @@ enum Cost {
 enum Held {
     Batch(batch::Hold),
     Metered(metered::Hold),
+    Evm(evm::Hold),
 }
 
 /// A request that may pass. Dropped, it gives everything back.
@@ -448,7 +487,7 @@ impl Admission {
     pub fn meter(&self) -> Option<&Meter> {
         match self.held {
             Held::Batch(_) => None,
-            Held::Metered(_) => self.context.prepared.meter(),
+            Held::Metered(_) | Held::Evm(_) => self.context.prepared.meter(),
         }
     }
 
@@ -471,7 +510,7 @@ impl Admission {
         let cost = self.cost(draft.status, &Answered::whole(headers, &draft.body));
         let keeps = matches!(cost, Cost::Amount(_))
             && self.claim.is_some()
-            && draft.bytes().is_some_and(|bytes| self.gate.ledger.has_room_for_answer(bytes));
+            && draft.bytes().is_some_and(|bytes| self.has_room(bytes));
         if !keeps {
             return self.end(cost, None).await;
         }
@@ -485,13 +524,20 @@ impl Admission {
         ended.await.unwrap_or_else(|_| lost())
     }
 
+    fn has_room(&self, bytes: u64) -> bool {
+        match (&self.held, &self.gate.evm) {
+            (Held::Evm(_), Some(evm)) => evm.ledger.has_room_for_answer(bytes),
+            _ => self.gate.ledger.has_room_for_answer(bytes),
+        }
+    }
+
     fn cost(&self, status: StatusCode, answered: &Answered<'_>) -> Cost {
         if status.as_u16() >= 400 {
             return Cost::Nothing;
         }
         match &self.held {
             Held::Batch(_) => Cost::Amount(self.paid.amount),
-            Held::Metered(_) => match self.context.prepared.charge(&self.context.offer, answered) {
+            Held::Metered(_) | Held::Evm(_) => match self.context.prepared.charge(&self.context.offer, answered) {
                 Charge::Take(amount) => Cost::Amount(amount),
                 Charge::Refuse => Cost::Withheld,
             },
@@ -510,12 +556,23 @@ impl Admission {
                 hold.release();
                 Ok(Finished::Released(None))
             }
+            (Held::Evm(hold), Cost::Amount(charge)) => {
+                hold.commit(&gate, &context, &paid, charge, keep).await.map(Finished::Charged)
+            }
+            (Held::Evm(hold), Cost::Nothing) => {
+                hold.release();
+                Ok(Finished::Released(None))
+            }
+            (Held::Evm(hold), Cost::Withheld) => {
+                hold.release();
+                Ok(Finished::Unmetered(None))
+            }
             (Held::Metered(hold), Cost::Amount(charge)) => {
                 let charged = hold.charge(&context, &paid, charge).await;
                 if let (Ok(settlement), Some((id, draft))) = (&charged, keep)
                     && let Err(error) = gate.ledger.keep_answer(id, draft.answer(settlement)).await
                 {
-                    tracing::error!(channel = %paid.channel, %error, "a charged answer could not be kept");
+                    tracing::error!(payer = %paid.payer, %error, "a charged answer could not be kept");
                 }
                 charged.map(Finished::Charged)
             }

@@ -388,14 +388,14 @@ impl Paid {
     /// Writes the `Turnpike-*` headers. The amount is in the asset's atomic units.
     pub fn write(&self, headers: &mut HeaderMap) {
         let values = [
-            ("turnpike-payer", self.payer.to_string()),
-            ("turnpike-amount", self.amount.to_string()),
-            ("turnpike-channel", self.channel.to_string()),
-            ("turnpike-network", self.network.to_string()),
+            ("turnpike-payer", Some(self.payer.to_string())),
+            ("turnpike-amount", Some(self.amount.to_string())),
+            ("turnpike-channel", self.channel.map(|channel| channel.to_string())),
+            ("turnpike-network", Some(self.network.to_string())),
         ];
         for (name, value) in values {
-            // Base58, digits and CAIP-2 names are always a header's value.
-            if let Ok(value) = HeaderValue::try_from(value) {
+            // Base58, hexadecimal, digits and CAIP-2 names are always a header's value.
+            if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }

@@ -35,12 +35,11 @@ use parking_lot::Mutex;
 use self::answers::AnswerLimits;
 use self::book::Slot;
 use self::changes::{Keep, Plan, carry};
-use self::channel::{OnChain, Terms, Voucher};
-use self::store::{Answer, AnswerId, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Store, StoreError, Write};
+use self::channel::{ChannelTerms, Family, Journalled, Svm, VoucherOf};
+use self::store::{Answer, AnswerId, RecordOf, Store, StoreError, Write};
 use self::turns::{Core, Entered};
 use crate::amount::Amount;
 use crate::clock::Clock;
-use crate::x402::Key;
 
 /// The ledger's own bounds.
 #[derive(Clone, Debug)]
@@ -52,6 +51,9 @@ pub struct Limits {
     /// The most that may be charged on one channel over its whole life: what a signer lets one claim name. More could
     /// be served and never be claimed, even where the payer has deposited it.
     pub channel_charged_max: Option<Amount>,
+    /// How long before the deadline of a payer's withdrawal no more credit is given, so that there is time to claim.
+    /// For chains where a payer may withdraw while the channel stays open.
+    pub withdraw_margin: Duration,
     /// How many requests of one channel may wait for their turn.
     pub waiters_per_channel_max: usize,
     /// How long a request waits for predecessors that are being served.
@@ -66,13 +68,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// No limit of exposure; 64 waiting requests for each channel, 10 s behind predecessors, 250 ms at a gap; 10
+    /// No limit of exposure; no credit in the last 5 minutes of a withdrawal; 64 waiting requests for each channel, 10 s behind predecessors, 250 ms at a gap; 10
     /// minutes for a request; answers by their own default.
     fn default() -> Self {
         Self {
             exposure_max: None,
             channel_exposure_max: None,
             channel_charged_max: None,
+            withdraw_margin: Duration::from_secs(300),
             waiters_per_channel_max: 64,
             wait_max: Duration::from_secs(10),
             gap_wait_max: Duration::from_millis(250),
@@ -84,11 +87,11 @@ impl Default for Limits {
 
 /// A request's payment, ready to be reserved: its signature, channel and price have been checked.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct Entry<F: Family = Svm> {
     /// The channel.
-    pub terms: Terms,
+    pub terms: F::Terms,
     /// The voucher that pays.
-    pub voucher: Voucher,
+    pub voucher: VoucherOf<F>,
     /// The price.
     pub amount: Amount,
     /// The channel's whole deposit once a deposit that came along is confirmed; `None` where none came.
@@ -96,8 +99,8 @@ pub struct Entry {
 }
 
 /// Why nothing was reserved. Nothing was changed either.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refused<F: Family = Svm> {
     /// The channel is not known here; read it from the chain, [`Ledger::adopt`] it, and try again.
     #[error("the channel is not known")]
     Unknown,
@@ -109,7 +112,7 @@ pub enum Refused {
         /// What the voucher says.
         got: Amount,
         /// The channel as it is now, for the corrective answer.
-        channel: Box<ChannelRecord>,
+        channel: Box<RecordOf<F>>,
     },
     /// The voucher's total is above the deposit, or above [`Limits::channel_charged_max`].
     #[error("the voucher's total is above the {deposit} that this channel can pay: top it up, or open another")]
@@ -141,30 +144,33 @@ pub struct Exposure {
 }
 
 /// Balances in memory over a durable store.
-pub struct Ledger {
-    core: Arc<Core>,
+pub struct Ledger<F: Family = Svm> {
+    core: Arc<Core<F>>,
     next_batch: AtomicU64,
-    journal: Arc<Journal>,
+    journal: Arc<Journal<F>>,
 }
 
 /// What was journalled and is still open, in an order that does not change from run to run: a simulation repeats.
-#[derive(Default)]
-struct Journal {
-    batches: Mutex<BTreeMap<u64, BatchRecord>>,
-    metered: Mutex<BTreeMap<Key, MeteredRecord>>,
+struct Journal<F: Family> {
+    batches: Mutex<BTreeMap<u64, F::Batch>>,
+    metered: Mutex<BTreeMap<F::Id, F::Metered>>,
 }
 
-impl Ledger {
+impl<F: Family> Ledger<F> {
     /// Restores the ledger from its store. To be called on a tokio runtime that lives as long as the ledger is used.
     ///
     /// # Errors
     /// [`StoreError`] where the store cannot be read, or holds what the ledger can never have written.
-    pub async fn open(store: Arc<dyn Store>, clock: Arc<dyn Clock>, limits: Limits) -> Result<Arc<Self>, StoreError> {
+    pub async fn open(
+        store: Arc<dyn Store<F>>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+    ) -> Result<Arc<Self>, StoreError> {
         let core = Arc::new(Core::new(store, clock, limits));
         let snapshot = core.store.load_each(&mut |record| restore(&core, record)).await?;
         let journal = Journal {
-            batches: Mutex::new(snapshot.batches.into_iter().map(|batch| (batch.id, batch)).collect()),
-            metered: Mutex::new(snapshot.metered.into_iter().map(|metered| (metered.terms.id, metered)).collect()),
+            batches: Mutex::new(snapshot.batches.into_iter().map(|batch| (batch.key(), batch)).collect()),
+            metered: Mutex::new(snapshot.metered.into_iter().map(|metered| (metered.key(), metered)).collect()),
         };
         core.answers.restore(snapshot.answers, core.clock.now());
         drop(tokio::spawn(Core::sweep(Arc::downgrade(&core))));
@@ -175,13 +181,13 @@ impl Ledger {
 
     /// A channel as it is now.
     #[must_use]
-    pub fn channel(&self, id: &Key) -> Option<ChannelRecord> {
+    pub fn channel(&self, id: &F::Id) -> Option<RecordOf<F>> {
         self.core.book.with(id, |slot| Some(slot.record()).filter(|_| slot.channel().known)).flatten()
     }
 
     /// Takes up a channel that the chain has and the ledger does not: what was claimed counts as charged. It is written
     /// with its first charge; until then a restart takes it up from the chain again.
-    pub fn adopt(&self, terms: Terms, on_chain: OnChain) {
+    pub fn adopt(&self, terms: F::Terms, on_chain: F::OnChain) {
         self.core.adopt(terms, on_chain);
     }
 
@@ -193,7 +199,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refused`]; nothing is changed.
-    pub async fn reserve(self: &Arc<Self>, entry: Entry) -> Result<Reservation, Refused> {
+    pub async fn reserve(self: &Arc<Self>, entry: Entry<F>) -> Result<Reservation<F>, Refused<F>> {
         match self.core.enter(&entry)? {
             Entered::Served(reservation) => Ok(reservation),
             Entered::Waits(waiting) => waiting.answer().await,
@@ -205,7 +211,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refused::Unknown`], [`Refused::Closing`], [`Refused::Busy`] or [`Refused::Stopped`].
-    pub async fn begin_close(self: &Arc<Self>, id: &Key) -> Result<CloseGuard, Refused> {
+    pub async fn begin_close(self: &Arc<Self>, id: &F::Id) -> Result<CloseGuard<F>, Refused<F>> {
         self.core.begin_close(id).await
     }
 
@@ -215,7 +221,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn observe(&self, id: &Key, on_chain: OnChain) -> Result<(), StoreError> {
+    pub async fn observe(&self, id: &F::Id, on_chain: F::OnChain) -> Result<(), StoreError> {
         self.core.change(*id, Plan::Observe(on_chain), || ()).await.map(drop)
     }
 
@@ -224,13 +230,13 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn forget(&self, id: &Key) -> Result<(), StoreError> {
+    pub async fn forget(&self, id: &F::Id) -> Result<(), StoreError> {
         self.core.change(*id, Plan::Forget, || ()).await.map(drop)
     }
 
     /// Visits every channel, a shard at a time; what changes meanwhile may be seen before or after. No lock is held
     /// while `visit` runs.
-    pub fn for_each(&self, visit: &mut dyn FnMut(&ChannelRecord)) {
+    pub fn for_each(&self, visit: &mut dyn FnMut(&RecordOf<F>)) {
         self.core.book.for_each(visit);
     }
 
@@ -264,13 +270,14 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn journal_batch(&self, batch: BatchRecord) -> Result<(), StoreError> {
+    pub async fn journal_batch(&self, batch: F::Batch) -> Result<(), StoreError> {
         let write = Write::Batch(Box::new(batch.clone()));
         self.journalled(write, move |journal| {
             let mut open = journal.batches.lock();
-            match batch.state {
-                BatchState::Signed => drop(open.insert(batch.id, batch)),
-                BatchState::Confirmed | BatchState::Dropped { .. } => drop(open.remove(&batch.id)),
+            if batch.is_open() {
+                drop(open.insert(batch.key(), batch));
+            } else {
+                drop(open.remove(&batch.key()));
             }
         })
         .await
@@ -278,7 +285,7 @@ impl Ledger {
 
     /// The batches that were journalled and are neither confirmed nor dropped, oldest first.
     #[must_use]
-    pub fn open_batches(&self) -> Vec<BatchRecord> {
+    pub fn open_batches(&self) -> Vec<F::Batch> {
         self.journal.batches.lock().values().cloned().collect()
     }
 
@@ -286,7 +293,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
+    pub async fn batches(&self, limit: usize) -> Result<Vec<F::Batch>, StoreError> {
         self.core.store.batches(limit).await
     }
 
@@ -294,23 +301,23 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn journal_metered(&self, metered: MeteredRecord) -> Result<(), StoreError> {
+    pub async fn journal_metered(&self, metered: F::Metered) -> Result<(), StoreError> {
         let write = Write::Metered(Box::new(metered.clone()));
-        self.journalled(write, move |journal| drop(journal.metered.lock().insert(metered.terms.id, metered))).await
+        self.journalled(write, move |journal| drop(journal.metered.lock().insert(metered.key(), metered))).await
     }
 
     /// Forgets a metered request's channel that is closed.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn forget_metered(&self, id: &Key) -> Result<(), StoreError> {
+    pub async fn forget_metered(&self, id: &F::Id) -> Result<(), StoreError> {
         let id = *id;
         self.journalled(Write::ForgetMetered(id), move |journal| drop(journal.metered.lock().remove(&id))).await
     }
 
     /// The metered requests' channels that are not yet closed.
     #[must_use]
-    pub fn open_metered(&self) -> Vec<MeteredRecord> {
+    pub fn open_metered(&self) -> Vec<F::Metered> {
         self.journal.metered.lock().values().cloned().collect()
     }
 
@@ -322,7 +329,11 @@ impl Ledger {
         self.core.running()
     }
 
-    async fn journalled(&self, write: Write, then: impl FnOnce(&Journal) + Send + 'static) -> Result<(), StoreError> {
+    async fn journalled(
+        &self,
+        write: Write<F>,
+        then: impl FnOnce(&Journal<F>) + Send + 'static,
+    ) -> Result<(), StoreError> {
         self.core.writable()?;
         let (core, journal) = (Arc::clone(&self.core), Arc::clone(&self.journal));
         carry(async move {
@@ -339,7 +350,7 @@ impl Ledger {
     }
 }
 
-impl fmt::Debug for Ledger {
+impl<F: Family> fmt::Debug for Ledger<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (channels, reservations) = self.counts();
         f.debug_struct("Ledger")
@@ -350,43 +361,59 @@ impl fmt::Debug for Ledger {
 }
 
 /// Enters a channel that the store holds.
-fn restore(core: &Core, mut record: ChannelRecord) -> Result<(), StoreError> {
-    let id = record.terms.id;
+fn restore<F: Family>(core: &Core<F>, mut record: RecordOf<F>) -> Result<(), StoreError> {
+    let id = record.terms.id();
     let channel = record.channel();
-    channel.checked().map_err(|why| {
+    channel.clone().checked().map_err(|why| {
         StoreError(format!("channel {id} in the store is not one that the ledger wrote ({why}); restore a backup"))
     })?;
-    record.terms.seller = core.book.seller(&record.terms.seller);
+    let seller = core.book.seller(record.terms.seller());
+    record.terms.set_seller(seller);
     core.book.with_or_enter(&id, || Slot::new(record.terms, &channel), |slot| slot.put(&channel));
     Ok(())
 }
 
 /// A price held back on a channel while its request is served. Dropped, it is released.
-pub struct Reservation {
-    core: Arc<Core>,
-    id: Key,
+pub struct Reservation<F: Family = Svm> {
+    core: Arc<Core<F>>,
+    id: F::Id,
     ticket: u64,
     amount: Amount,
+    charge: Option<Amount>,
     over: bool,
 }
 
 /// What a commit did.
 #[derive(Clone, Debug)]
-pub struct Receipt {
+pub struct Receipt<F: Family = Svm> {
     /// What was charged.
     pub charged: Amount,
     /// The channel after it.
-    pub channel: ChannelRecord,
+    pub channel: RecordOf<F>,
 }
 
-impl Reservation {
+impl<F: Family> Reservation<F> {
     /// What is reserved.
     #[must_use]
     pub const fn amount(&self) -> Amount {
         self.amount
     }
 
-    /// Charges the reserved price and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
+    /// What will be charged.
+    #[must_use]
+    pub fn charge(&self) -> Amount {
+        self.charge.unwrap_or(self.amount)
+    }
+
+    /// Charges this much of what is reserved, where the chain can claim a part of a voucher.
+    #[must_use]
+    pub fn charging(self, charge: Amount) -> Self {
+        let mut charging = self;
+        charging.charge = Some(charge);
+        charging
+    }
+
+    /// Charges the reserved price, or what [`Self::charging`] said of it, and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
     /// The request's answer may be delivered when this has returned a receipt, and not otherwise: after an error the
     /// same voucher may pay for another request. Dropped before it returns, it charges or releases, whichever is true
     /// by then.
@@ -394,7 +421,7 @@ impl Reservation {
     /// # Errors
     /// [`StoreError`]: nothing was charged. The store failed and the ledger has stopped, or this one charge cannot be
     /// made: the reservation has lapsed, the deposit is not there, the channel has ended; see [`Ledger::health`].
-    pub async fn commit(self, on_chain: Option<OnChain>) -> Result<Receipt, StoreError> {
+    pub async fn commit(self, on_chain: Option<F::OnChain>) -> Result<Receipt<F>, StoreError> {
         self.commit_keeping(on_chain, None).await
     }
 
@@ -405,30 +432,35 @@ impl Reservation {
     /// As [`Self::commit`]; nothing is kept.
     pub async fn commit_with_answer(
         self,
-        on_chain: Option<OnChain>,
+        on_chain: Option<F::OnChain>,
         id: AnswerId,
-        make: impl FnOnce(&ChannelRecord) -> Answer + Send + 'static,
-    ) -> Result<Receipt, StoreError> {
+        make: impl FnOnce(&RecordOf<F>) -> Answer + Send + 'static,
+    ) -> Result<Receipt<F>, StoreError> {
         let core = Arc::clone(&self.core);
-        let keep = move |channel: &ChannelRecord| core.answers.record(id, core.clock.now(), make(channel));
+        let keep = move |channel: &RecordOf<F>| core.answers.record(id, core.clock.now(), make(channel));
         self.commit_keeping(on_chain, Some(Box::new(keep))).await
     }
 
-    async fn commit_keeping(mut self, on_chain: Option<OnChain>, keep: Option<Keep>) -> Result<Receipt, StoreError> {
+    async fn commit_keeping(
+        mut self,
+        on_chain: Option<F::OnChain>,
+        keep: Option<Keep<F>>,
+    ) -> Result<Receipt<F>, StoreError> {
         let (core, id) = (Arc::clone(&self.core), self.id);
-        let plan = Plan::Commit { ticket: self.ticket, on_chain };
+        let charge = self.charge;
+        let plan = Plan::Commit { ticket: self.ticket, on_chain, charge };
         let over = &mut self.over;
         let channel = core.change_keeping(id, plan, keep, || *over = true).await?;
         // Only a plan without a change gives no record, and a charge is one.
         let channel = channel.ok_or_else(|| StoreError("nothing was charged".to_owned()))?;
-        Ok(Receipt { charged: self.amount, channel })
+        Ok(Receipt { charged: charge.unwrap_or(self.amount), channel })
     }
 
     /// Gives the price back. The same as dropping, said aloud.
     pub fn release(self) {}
 }
 
-impl Drop for Reservation {
+impl<F: Family> Drop for Reservation<F> {
     fn drop(&mut self) {
         if !self.over {
             self.core.release(&self.id, self.ticket);
@@ -436,25 +468,25 @@ impl Drop for Reservation {
     }
 }
 
-impl fmt::Debug for Reservation {
+impl<F: Family> fmt::Debug for Reservation<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation").field("channel", &self.id).field("amount", &self.amount).finish_non_exhaustive()
     }
 }
 
 /// A channel that is being closed and takes no payments.
-pub struct CloseGuard {
-    core: Arc<Core>,
-    id: Key,
+pub struct CloseGuard<F: Family = Svm> {
+    core: Arc<Core<F>>,
+    id: F::Id,
     ticket: u64,
-    last: Box<ChannelRecord>,
+    last: Box<RecordOf<F>>,
     over: bool,
 }
 
-impl CloseGuard {
+impl<F: Family> CloseGuard<F> {
     /// The channel as it stands, final but for the chain's side.
     #[must_use]
-    pub fn channel(&self) -> ChannelRecord {
+    pub fn channel(&self) -> RecordOf<F> {
         self.core.book.with(&self.id, |slot| slot.record()).unwrap_or_else(|| (*self.last).clone())
     }
 
@@ -480,7 +512,7 @@ impl CloseGuard {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn finish(mut self, on_chain: OnChain) -> Result<(), StoreError> {
+    pub async fn finish(mut self, on_chain: F::OnChain) -> Result<(), StoreError> {
         carry(async move {
             let (core, id) = (Arc::clone(&self.core), self.id);
             let plan = Plan::Finish { ticket: self.ticket, on_chain };
@@ -491,7 +523,7 @@ impl CloseGuard {
     }
 }
 
-impl Drop for CloseGuard {
+impl<F: Family> Drop for CloseGuard<F> {
     fn drop(&mut self) {
         if !self.over {
             self.core.abandon_close(&self.id, self.ticket);
@@ -499,7 +531,7 @@ impl Drop for CloseGuard {
     }
 }
 
-impl fmt::Debug for CloseGuard {
+impl<F: Family> fmt::Debug for CloseGuard<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CloseGuard").field("channel", &self.id).finish_non_exhaustive()
     }

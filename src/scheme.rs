@@ -3,9 +3,13 @@
 //! Level 1: no async, no file, no socket, no wall clock, no randomness. A check that passes returns a value that nobody
 //! else can make; one that does not returns [`Refused`] with the protocol's own code.
 
+pub mod batch_settlement_evm;
 pub mod batch_settlement_svm;
+pub mod evm;
+pub mod exact_evm;
 pub mod offer;
 pub mod svm;
+pub mod upto_evm;
 pub mod upto_svm;
 
 use std::borrow::Cow;

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use support::{deposit, entry, key, on_chain, seller, terms, voucher};
 use turnpike::amount::Amount;
 use turnpike::clock::{SystemClock, UnixMillis};
-use turnpike::ledger::channel::{OnChain, Seller, Terms, Voucher};
+use turnpike::ledger::channel::{OnChain, Seller, Svm, Terms, Voucher};
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
 use turnpike::ledger::store::{
     Answer, AnswerId, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store,
@@ -118,12 +118,12 @@ fn everything() -> (Vec<Write>, Snapshot) {
         },
     ];
     let channels = vec![record(1, 10), closed];
-    let mut writes: Vec<_> = channels.iter().cloned().map(|channel| Write::Channel(Box::new(channel))).collect();
-    writes.extend(batches.iter().cloned().map(|batch| Write::Batch(Box::new(batch))));
-    writes.extend(metered.iter().cloned().map(|metered| Write::Metered(Box::new(metered))));
+    let mut writes: Vec<_> = channels.iter().cloned().map(|channel| Write::<Svm>::Channel(Box::new(channel))).collect();
+    writes.extend(batches.iter().cloned().map(|batch| Write::<Svm>::Batch(Box::new(batch))));
+    writes.extend(metered.iter().cloned().map(|metered| Write::<Svm>::Metered(Box::new(metered))));
     // One that needs several pages, and one of nothing at the last place.
     let answers = [answer(1, &[0xA5; 9000]), answer(u64::from(u32::MAX), b"")];
-    writes.extend(answers.iter().cloned().map(|answer| Write::Answer(Box::new(answer))));
+    writes.extend(answers.iter().cloned().map(|answer| Write::<Svm>::Answer(Box::new(answer))));
     let answers = answers.iter().map(AnswerRecord::mark).collect();
     let open = batches.into_iter().filter(|batch| batch.state == BatchState::Signed).collect();
     (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4, answers })
@@ -153,20 +153,20 @@ async fn everything_comes_back_as_it_was() {
     drop(first);
     let second = store(&path);
     assert_same(second.load().await.unwrap(), &expected);
-    let newest = second.batches(3).await.unwrap();
+    let newest = Store::<Svm>::batches(&second, 3).await.unwrap();
     assert_eq!(newest.iter().map(|batch| batch.id).collect::<Vec<_>>(), [4, 3, 2]);
     let updated = ChannelRecord { charged: 30u64.into(), voucher: Some(voucher(30)), ..record(1, 30) };
     let signed = batch(3, BatchKind::Seal, BatchState::Confirmed);
     let forget = vec![
-        Write::ForgetChannel(terms(2).id),
-        Write::ForgetMetered(terms(7).id),
-        Write::ForgetMetered(terms(8).id),
-        Write::Channel(Box::new(updated.clone())),
-        Write::Batch(Box::new(signed)),
-        Write::ForgetAnswers(vec![1, 77]),
+        Write::<Svm>::ForgetChannel(terms(2).id),
+        Write::<Svm>::ForgetMetered(terms(7).id),
+        Write::<Svm>::ForgetMetered(terms(8).id),
+        Write::<Svm>::Channel(Box::new(updated.clone())),
+        Write::<Svm>::Batch(Box::new(signed)),
+        Write::<Svm>::ForgetAnswers(vec![1, 77]),
     ];
-    assert_eq!(second.answer(1).await.unwrap(), Some(answer(1, &[0xA5; 9000]).answer));
-    assert_eq!(second.answer(77).await.unwrap(), None);
+    assert_eq!(Store::<Svm>::answer(&second, 1).await.unwrap(), Some(answer(1, &[0xA5; 9000]).answer));
+    assert_eq!(Store::<Svm>::answer(&second, 77).await.unwrap(), None);
     second.write(forget).await.unwrap();
     let left = batch(4, BatchKind::CleanUp, BatchState::Signed);
     let kept = answer(u64::from(u32::MAX), b"");
@@ -174,8 +174,8 @@ async fn everything_comes_back_as_it_was() {
     let expected =
         Snapshot { channels: vec![updated], batches: vec![left], metered: Vec::new(), last_batch: 4, answers };
     assert_same(second.load().await.unwrap(), &expected);
-    assert_eq!(second.answer(1).await.unwrap(), None);
-    assert_eq!(second.answer(kept.place).await.unwrap(), Some(kept.answer));
+    assert_eq!(Store::<Svm>::answer(&second, 1).await.unwrap(), None);
+    assert_eq!(Store::<Svm>::answer(&second, kept.place).await.unwrap(), Some(kept.answer));
 }
 
 /// Each fixture was written by [`write_fixture`] when its form of the tables was the newest. The first had no answers.
@@ -189,8 +189,12 @@ async fn files_of_earlier_forms_are_understood() {
         let store = store(&path);
         assert_same(store.load().await.unwrap(), &expected);
         let new = answer(7, b"written by this form");
-        store.write(vec![Write::Answer(Box::new(new.clone()))]).await.unwrap();
-        assert_eq!(store.answer(7).await.unwrap(), Some(new.answer), "form {form} was brought up to date");
+        store.write(vec![Write::<Svm>::Answer(Box::new(new.clone()))]).await.unwrap();
+        assert_eq!(
+            Store::<Svm>::answer(&store, 7).await.unwrap(),
+            Some(new.answer),
+            "form {form} was brought up to date"
+        );
     }
 }
 
@@ -223,7 +227,7 @@ async fn an_answer_is_there_after_a_restart() {
 async fn switched_off_kept_answers_are_deleted() {
     let (_folder, path) = folder();
     let first = store(&path);
-    let many = (1..=150).map(|place| Write::Answer(Box::new(answer(place, b"x")))).collect();
+    let many = (1..=150).map(|place| Write::<Svm>::Answer(Box::new(answer(place, b"x")))).collect();
     first.write(many).await.unwrap();
     let limits = Limits { answers: None, ..Limits::default() };
     let store: Arc<dyn Store> = Arc::new(first);
@@ -250,7 +254,7 @@ async fn one_process_at_a_time() {
     assert!(error.contains("ledger.db") && error.contains("in use by another process"), "{error}");
     first.write(everything().0).await.unwrap();
     drop(first);
-    store(&path).load().await.unwrap();
+    Store::<Svm>::load(&store(&path)).await.unwrap();
 }
 
 #[test]
@@ -281,7 +285,7 @@ fn what_is_not_a_ledger_of_ours_is_refused_and_left_alone() {
 async fn a_damaged_file_is_refused_when_it_is_checked() {
     let (_folder, path) = folder();
     let first = store(&path);
-    let many = (0..200).map(|number| Write::Channel(Box::new(record(number, 10)))).collect();
+    let many = (0..200).map(|number| Write::<Svm>::Channel(Box::new(record(number, 10)))).collect();
     first.write(many).await.unwrap();
     drop(first);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -324,7 +328,7 @@ async fn after_a_failure_nothing_is_written_any_more() {
     assert!(ledger.health().is_err());
     ledger.observe(&terms(1).id, on_chain(1000, 1)).await.unwrap_err();
     drop(ledger);
-    assert!(store(&path).load().await.unwrap().channels.is_empty());
+    assert!(Store::<Svm>::load(&store(&path)).await.unwrap().channels.is_empty());
 }
 
 #[tokio::test]
@@ -333,7 +337,7 @@ async fn writes_of_one_channel_keep_their_order() {
     let store = SqliteStore::open(&path, Settings { writes_waiting_max: 8, ..Settings::default() }).unwrap();
     let mut writes = Vec::new();
     for charged in 1..=300u64 {
-        let mut write = Box::pin(store.write(vec![Write::Channel(Box::new(record(1, charged)))]));
+        let mut write = Box::pin(store.write(vec![Write::<Svm>::Channel(Box::new(record(1, charged)))]));
         // The first poll is the call.
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(write.as_mut().poll(cx))).await;
         if polled.is_pending() {
@@ -343,23 +347,23 @@ async fn writes_of_one_channel_keep_their_order() {
     for write in writes {
         write.await.unwrap();
     }
-    assert_eq!(store.load().await.unwrap().channels[0].charged, 300u64.into());
+    assert_eq!(Store::<Svm>::load(&store).await.unwrap().channels[0].charged, 300u64.into());
 }
 
 #[tokio::test]
 async fn loading_stops_when_nobody_wants_more() {
     let (_folder, path) = folder();
     let store = store(&path);
-    let many = (0..20_000).map(|number| Write::Channel(Box::new(record(number, 10)))).collect();
+    let many = (0..20_000).map(|number| Write::<Svm>::Channel(Box::new(record(number, 10)))).collect();
     store.write(many).await.unwrap();
     let mut seen = 0;
     let mut take = |_| {
         seen += 1;
         if seen == 5 { Err(StoreError("enough".to_owned())) } else { Ok(()) }
     };
-    assert_eq!(store.load_each(&mut take).await.unwrap_err(), StoreError("enough".to_owned()));
+    assert_eq!(Store::<Svm>::load_each(&store, &mut take).await.unwrap_err(), StoreError("enough".to_owned()));
     assert_eq!(seen, 5);
-    assert_eq!(store.load().await.unwrap().channels.len(), 20_000);
+    assert_eq!(Store::<Svm>::load(&store).await.unwrap().channels.len(), 20_000);
 }
 
 fn numbered_id(number: u64, total: u64) -> AnswerId {

@@ -104,8 +104,8 @@ impl Metrics {
 
 fn symbol(route: &Route, paid: &Paid) -> Option<Arc<str>> {
     let (Pricing::Fixed(offers) | Pricing::Metered { offers, .. }) = &route.pricing else { return None };
-    let offer = offers.iter().find(|offer| offer.seller.network == paid.network)?;
-    Some(Arc::clone(&offer.seller.asset.symbol))
+    let offer = offers.iter().find(|offer| *offer.payee.network() == paid.network)?;
+    Some(Arc::clone(&offer.payee.asset().symbol))
 }
 
 fn scheme(route: Option<&Arc<Route>>) -> &'static str {

@@ -7,7 +7,7 @@ use http::Method;
 
 use crate::amount::Amount;
 use crate::gate::charge::Meter;
-use crate::gate::route::{Offer, Pricing, Route};
+use crate::gate::route::{Offer, Payee, Pricing, Route};
 use crate::ledger::channel::Seller;
 use crate::x402::{Key, Network};
 
@@ -97,7 +97,7 @@ impl RouteConfig {
     fn offer(&self, price: &NetworkPrice, sellers: &[Arc<Seller>]) -> Option<Offer> {
         let seller = sellers.iter().find(|s| s.network == price.network && s.mint == price.mint)?;
         Some(Offer {
-            seller: Arc::clone(seller),
+            payee: Payee::Svm(Arc::clone(seller)),
             amount: price.amount,
             min_deposit: price.min_deposit,
             max_timeout_seconds: self.max_timeout_seconds,

@@ -16,7 +16,7 @@ use super::replay::Draft;
 use super::{Context, Gate, Held, Paid, Passed};
 use crate::amount::Amount;
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
-use crate::ledger::channel::{OnChain, Terms};
+use crate::ledger::channel::{OnChain, Seller, Terms};
 use crate::ledger::store::{AnswerId, ChannelRecord, StoreError};
 use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
@@ -24,7 +24,7 @@ use crate::scheme::svm::program::ChannelStatus;
 use crate::telemetry::Waiting;
 use crate::x402::key::Signature;
 use crate::x402::wire::{BatchPayload, BatchVoucher, ChannelConfig, Deposit, SettlementResponse};
-use crate::x402::{Key, Reason};
+use crate::x402::{Account, ChannelId, Key, Reason};
 
 /// A reserved price, with the deposit that came along.
 pub(super) struct Hold {
@@ -44,17 +44,22 @@ struct HeldDeposit {
 
 impl Gate {
     /// Checks a payload of the scheme and reserves its price, or handles its refund.
-    pub(super) async fn admit_batch(self: &Arc<Self>, context: &Context, payload: Value) -> Result<Passed, Denial> {
+    pub(super) async fn admit_batch(
+        self: &Arc<Self>,
+        context: &Context,
+        seller: &Arc<Seller>,
+        payload: Value,
+    ) -> Result<Passed, Denial> {
         let facilitator = self.facilitator(&context.offer)?;
         match scheme::parse(payload)? {
             BatchPayload::Voucher { channel_config, voucher } => {
-                let verified = self.verify(context, &channel_config, &voucher)?;
+                let verified = self.verify(seller, &channel_config, &voucher)?;
                 open_channel(self.look(&facilitator, verified.terms()).await?)?;
                 let reserved = self.reserve(context, verified, None).await?;
                 Ok(reserved.pass(None))
             }
             BatchPayload::Deposit { channel_config, voucher, deposit } => {
-                let verified = self.verify(context, &channel_config, &voucher)?;
+                let verified = self.verify(seller, &channel_config, &voucher)?;
                 self.admit_deposit(context, facilitator, verified, deposit).await
             }
             BatchPayload::Refund { channel_config, voucher, amount, transaction } => {
@@ -66,7 +71,7 @@ impl Gate {
                     let detail = "payload.transaction must be absent: the cooperative refund is available";
                     return Err(Denial::payment(Reason::BatchRefundTransaction, detail));
                 }
-                let verified = self.verify(context, &channel_config, &voucher)?;
+                let verified = self.verify(seller, &channel_config, &voucher)?;
                 self.refund(context, facilitator, verified).await.map(Passed::Answered)
             }
         }
@@ -74,14 +79,14 @@ impl Gate {
 
     fn verify(
         &self,
-        context: &Context,
+        seller: &Arc<Seller>,
         config: &ChannelConfig,
         voucher: &BatchVoucher,
     ) -> Result<VerifiedVoucher, Denial> {
         let started = Instant::now();
         let known = self.ledger.channel(&voucher.channel_id);
         let known = known.as_ref().map(|record| &record.terms);
-        let verified = scheme::verify(&context.offer.offer.seller, config, voucher, known);
+        let verified = scheme::verify(seller, config, voucher, known);
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.verify_seconds.observe(started.elapsed().as_secs_f64());
         }
@@ -96,7 +101,12 @@ impl Gate {
     ) -> Result<Reserved, Denial> {
         let amount = context.offer.offer.amount;
         let (terms, voucher) = verified.into_parts();
-        let paid = Paid { payer: terms.payer, amount, channel: terms.id, network: context.network().clone() };
+        let paid = Paid {
+            payer: Account::Svm(terms.payer),
+            amount,
+            channel: Some(ChannelId::Svm(terms.id)),
+            network: context.network().clone(),
+        };
         let started = Instant::now();
         let waiting = self.options.telemetry.as_ref().map(|telemetry| Waiting::begin(&telemetry.waiting));
         let reservation = self.ledger.reserve(Entry { terms, voucher, amount, deposit_after }).await;
@@ -216,7 +226,7 @@ impl Gate {
     }
 
     /// A charge that was not made: the ledger has stopped, or this one came too late.
-    fn uncommitted(&self, error: &StoreError) -> Denial {
+    pub(super) fn uncommitted(&self, error: &StoreError) -> Denial {
         if self.ledger.health().is_err() {
             return Denial::stopped(error);
         }
@@ -356,7 +366,7 @@ impl Charge {
     fn response(self, paid: &Paid, charged: Amount, channel: &ChannelRecord) -> Box<SettlementResponse> {
         let Self { cumulative, deposit } = self;
         let mut extra = Map::new();
-        extra.insert("commitmentId".to_owned(), format!("{}:{cumulative}", paid.channel).into());
+        extra.insert("commitmentId".to_owned(), format!("{}:{cumulative}", channel.terms.id).into());
         extra.insert("chargedAmount".to_owned(), charged.to_string().into());
         if let Ok(state) = serde_json::to_value(super::challenge::channel_state(channel)) {
             extra.insert("channelState".to_owned(), state);

@@ -1,7 +1,8 @@
 //! What a route offers: its requirements, prepared once, and the `PaymentRequired` made from them.
 //!
 //! Only hints change from challenge to challenge. A corrective answer adds the channel's state to the one offer that
-//! the client accepted (`scheme_batch_settlement_svm.md`, section 4.6).
+//! the client accepted (`scheme_batch_settlement_svm.md`, section 4.6; `scheme_batch_settlement_evm.md`, "Recovery
+//! After State Loss").
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,52 +11,68 @@ use parking_lot::RwLock;
 use serde_json::{Map, Value};
 
 use super::charge::{self, Answered, Charge, Meter};
-use super::refusal::Denial;
-use super::route::{Offer, Pricing, Route};
+use super::evm::state as evm_state;
+use super::refusal::{AnyRecord, Denial};
+use super::route::{EvmScheme, Offer, Payee, Pricing, Route};
 use crate::chain::Blockhash;
+use crate::ledger::channel::Seller;
 use crate::ledger::store::ChannelRecord;
-use crate::scheme::{batch_settlement_svm, offer, upto_svm};
+use crate::scheme::evm::EvmSeller;
+use crate::scheme::{batch_settlement_evm, batch_settlement_svm, offer, upto_svm};
 use crate::x402::wire::{ChannelState, PaymentRequired, PaymentRequirements, ResourceInfo, VoucherState, X402_VERSION};
 use crate::x402::{Key, Network};
 
-/// A scheme that the gate serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
+/// A scheme on a family of networks, with who is paid by it.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
     /// `batch-settlement`: the same price each time, by vouchers.
-    Batch,
+    SvmBatch(Arc<Seller>),
     /// `upto`: a ceiling, and a channel for each request.
-    Upto,
+    SvmUpto(Arc<Seller>),
+    /// `batch-settlement`: a price or a ceiling, by vouchers.
+    EvmBatch(Arc<EvmSeller>),
 }
 
 /// A route's offer with its words.
 #[derive(Debug)]
 pub(super) struct PreparedOffer {
-    pub(super) scheme: Scheme,
+    pub(super) way: Way,
     pub(super) offer: Offer,
     /// Without hints.
     pub(super) requirements: PaymentRequirements,
 }
 
 impl PreparedOffer {
-    fn new(scheme: Scheme, offer: &Offer) -> Self {
-        let seller = &offer.seller;
+    fn new(metered: bool, offer: &Offer) -> Self {
         let memo = offer.memo.as_deref();
-        let (name, extra) = match scheme {
-            Scheme::Batch => {
+        let way = match (&offer.payee, metered) {
+            (Payee::Svm(seller), false) => Way::SvmBatch(Arc::clone(seller)),
+            (Payee::Svm(seller), true) => Way::SvmUpto(Arc::clone(seller)),
+            (Payee::Evm(seller, EvmScheme::BatchSettlement), _) => Way::EvmBatch(Arc::clone(seller)),
+        };
+        let (name, extra) = match &way {
+            Way::SvmBatch(seller) => {
                 (batch_settlement_svm::SCHEME, batch_settlement_svm::extra(seller, offer.min_deposit, memo))
             }
-            Scheme::Upto => (upto_svm::SCHEME, upto_svm::extra(seller, memo)),
+            Way::SvmUpto(seller) => (upto_svm::SCHEME, upto_svm::extra(seller, memo)),
+            Way::EvmBatch(seller) => {
+                (batch_settlement_evm::SCHEME, batch_settlement_evm::extra(seller, offer.min_deposit))
+            }
+        };
+        let (asset, pay_to) = match &way {
+            Way::SvmBatch(seller) | Way::SvmUpto(seller) => (seller.mint.to_string(), seller.pay_to.to_string()),
+            Way::EvmBatch(seller) => (seller.token.to_string(), seller.pay_to.to_string()),
         };
         let requirements = PaymentRequirements {
             scheme: name.to_owned(),
-            network: seller.network.clone(),
+            network: offer.payee.network().clone(),
             amount: offer.amount,
-            asset: seller.mint.to_string(),
-            pay_to: seller.pay_to.to_string(),
+            asset,
+            pay_to,
             max_timeout_seconds: offer.max_timeout_seconds,
             extra,
         };
-        Self { scheme, offer: offer.clone(), requirements }
+        Self { way, offer: offer.clone(), requirements }
     }
 }
 
@@ -63,7 +80,7 @@ impl PreparedOffer {
 #[derive(Clone, Copy)]
 pub(super) struct Correction<'a> {
     pub(super) offer: &'a Arc<PreparedOffer>,
-    pub(super) channel: &'a ChannelRecord,
+    pub(super) channel: &'a AnyRecord,
 }
 
 /// A priced route with its offers.
@@ -76,12 +93,12 @@ pub(super) struct Prepared {
 
 impl Prepared {
     fn new(route: &Arc<Route>, extensions: &Arc<Map<String, Value>>) -> Self {
-        let (scheme, offers): (_, &[Offer]) = match &route.pricing {
-            Pricing::Free => (Scheme::Batch, &[]),
-            Pricing::Fixed(offers) => (Scheme::Batch, offers),
-            Pricing::Metered { offers, .. } => (Scheme::Upto, offers),
+        let (metered, offers): (_, &[Offer]) = match &route.pricing {
+            Pricing::Free => (false, &[]),
+            Pricing::Fixed(offers) => (false, offers),
+            Pricing::Metered { offers, .. } => (true, offers),
         };
-        let offers = offers.iter().map(|offer| Arc::new(PreparedOffer::new(scheme, offer))).collect();
+        let offers = offers.iter().map(|offer| Arc::new(PreparedOffer::new(metered, offer))).collect();
         Self { route: Arc::clone(route), offers, extensions: Arc::clone(extensions) }
     }
 
@@ -92,7 +109,7 @@ impl Prepared {
     /// The offer that the client accepted.
     pub(super) fn select(&self, accepted: &PaymentRequirements) -> Result<Arc<PreparedOffer>, Denial> {
         let found = offer::select(self.offers.iter(), |offer| &offer.requirements, accepted)?;
-        if found.scheme == Scheme::Batch {
+        if let Way::SvmBatch(_) = found.way {
             batch_settlement_svm::check_payment_flow(&accepted.extra)?;
         }
         Ok(Arc::clone(found))
@@ -100,7 +117,7 @@ impl Prepared {
 
     /// What a metered answer costs.
     pub(super) fn charge(&self, offer: &PreparedOffer, answered: &Answered<'_>) -> Charge {
-        charge::decide(self.name(), self.meter(), answered, &offer.offer.seller.asset, offer.offer.amount)
+        charge::decide(self.name(), self.meter(), answered, offer.offer.payee.asset(), offer.offer.amount)
     }
 
     /// How a metered answer's charge is found.
@@ -122,7 +139,7 @@ impl Prepared {
         let accepts = self.offers.iter().map(|offer| {
             let mut requirements = offer.requirements.clone();
             if let Some(blockhash) = hints(&requirements.network) {
-                add_hints(&mut requirements.extra, offer.scheme, &blockhash);
+                add_hints(&mut requirements.extra, &offer.way, &blockhash);
             }
             match correction {
                 Some(correction) if Arc::ptr_eq(correction.offer, offer) => {
@@ -146,16 +163,26 @@ impl Prepared {
     }
 }
 
-fn add_hints(extra: &mut Map<String, Value>, scheme: Scheme, blockhash: &Blockhash) {
+fn add_hints(extra: &mut Map<String, Value>, way: &Way, blockhash: &Blockhash) {
     extra.insert("recentBlockhash".to_owned(), Key(blockhash.hash).to_string().into());
     extra.insert("recentSlot".to_owned(), blockhash.slot.into());
-    if scheme == Scheme::Upto {
+    if let Way::SvmUpto(_) = way {
         extra.insert("lastValidBlockHeight".to_owned(), blockhash.last_valid_block_height.to_string().into());
     }
 }
 
 /// Our own words always can be written as JSON.
-fn add_state(extra: &mut Map<String, Value>, channel: &ChannelRecord) {
+fn add_state(extra: &mut Map<String, Value>, channel: &AnyRecord) {
+    match channel {
+        AnyRecord::Svm(channel) => add_svm_state(extra, channel),
+        AnyRecord::Evm(channel) => {
+            let states = evm_state::corrective(channel);
+            extra.extend(states.into_iter().map(|(name, state)| (name.to_owned(), state)));
+        }
+    }
+}
+
+fn add_svm_state(extra: &mut Map<String, Value>, channel: &ChannelRecord) {
     if let Ok(state) = serde_json::to_value(channel_state(channel)) {
         extra.insert("channelState".to_owned(), state);
     }

@@ -28,13 +28,13 @@ use super::{Context, Gate, Held, Paid, Passed};
 use crate::amount::Amount;
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
-use crate::ledger::channel::OnChain;
+use crate::ledger::channel::{OnChain, Seller};
 use crate::ledger::store::{MeteredRecord, StoreError};
 use crate::scheme::svm::program::ChannelStatus;
 use crate::scheme::upto_svm::{self as scheme, Offered};
 use crate::x402::key::Signature;
 use crate::x402::wire::SettlementResponse;
-use crate::x402::{Key, Reason};
+use crate::x402::{Account, ChannelId, Key, Reason};
 
 /// A request whose channel is open. Dropped, the channel is closed at nothing.
 pub(super) struct Hold {
@@ -58,7 +58,12 @@ enum NotOpened {
 
 impl Gate {
     /// Checks a payload of the scheme and opens its channel.
-    pub(super) async fn admit_metered(self: &Arc<Self>, context: &Context, payload: Value) -> Result<Passed, Denial> {
+    pub(super) async fn admit_metered(
+        self: &Arc<Self>,
+        context: &Context,
+        seller: &Arc<Seller>,
+        payload: Value,
+    ) -> Result<Passed, Denial> {
         let facilitator = self.facilitator(&context.offer)?;
         let offer = &context.offer.offer;
         let now = self.clock.now();
@@ -67,13 +72,18 @@ impl Gate {
             timeout_seconds: offer.max_timeout_seconds,
             lifetime_seconds_max: self.options.metered_lifetime_max.as_secs(),
         };
-        let verified = scheme::verify(&offer.seller, offered, scheme::parse(payload)?, now.seconds())?;
+        let verified = scheme::verify(seller, offered, scheme::parse(payload)?, now.seconds())?;
         let permit = Arc::clone(&self.metered_open)
             .try_acquire_owned()
             .map_err(|_| Denial::busy("too many metered requests are open; try again"))?;
         let (deposit, expires_at) = (verified.deposit(), verified.expires_at());
         let (terms, transaction) = verified.into_parts();
-        let paid = Paid { payer: terms.payer, amount: deposit, channel: terms.id, network: context.network().clone() };
+        let paid = Paid {
+            payer: Account::Svm(terms.payer),
+            amount: deposit,
+            channel: Some(ChannelId::Svm(terms.id)),
+            network: context.network().clone(),
+        };
         let accepted = facilitator
             .accept_deposit(DepositRequest {
                 terms: terms.clone(),

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::facilitator::FacilitatorError;
 use crate::ledger;
-use crate::ledger::store::{ChannelRecord, StoreError};
+use crate::ledger::channel::{Evm, Family};
+use crate::ledger::store::{ChannelRecord, RecordOf, StoreError};
 use crate::scheme;
 use crate::x402::Reason;
 use crate::x402::wire::{PaymentRequired, SettlementResponse};
@@ -60,8 +61,27 @@ pub(super) struct Denial {
     pub(super) reason: Reason,
     pub(super) detail: String,
     /// The channel as the client should know it.
-    pub(super) channel: Option<Box<ChannelRecord>>,
+    pub(super) channel: Option<AnyRecord>,
     pub(super) settlement: Option<Box<SettlementResponse>>,
+}
+
+/// A channel on whatever network.
+#[derive(Clone, Debug)]
+pub(super) enum AnyRecord {
+    Svm(Box<ChannelRecord>),
+    Evm(Box<RecordOf<Evm>>),
+}
+
+impl From<ChannelRecord> for AnyRecord {
+    fn from(record: ChannelRecord) -> Self {
+        Self::Svm(Box::new(record))
+    }
+}
+
+impl From<RecordOf<Evm>> for AnyRecord {
+    fn from(record: RecordOf<Evm>) -> Self {
+        Self::Evm(Box::new(record))
+    }
 }
 
 /// When to try again where a channel is busy.
@@ -101,6 +121,20 @@ impl Denial {
         Self::new(Fault::Busy { retry_after: UNAVAILABLE_RETRY }, Reason::ChainUnavailable, detail)
     }
 
+    /// A settlement was asked for, and it is not known whether it was made.
+    pub(super) fn pending(transaction: Option<&str>) -> Self {
+        let detail = match transaction {
+            Some(transaction) => format!(
+                "transaction {transaction} was sent and is not confirmed yet; nothing was charged. Look it up before \
+                 you sign another"
+            ),
+            None => "the settlement was asked for and has not been confirmed; nothing was charged. Look at your \
+                     account on chain before you sign another"
+                .to_owned(),
+        };
+        Self::new(Fault::Ours, Reason::SettlementPending, detail)
+    }
+
     /// `why` is logged; the client learns only that it is our fault.
     pub(super) fn ours(why: impl std::fmt::Display) -> Self {
         tracing::error!(%why, "the gate cannot take payments");
@@ -120,8 +154,8 @@ impl Denial {
     }
 
     /// With the channel, for a corrective answer.
-    pub(super) fn correcting(mut self, channel: ChannelRecord) -> Self {
-        self.channel = Some(Box::new(channel));
+    pub(super) fn correcting(mut self, channel: impl Into<AnyRecord>) -> Self {
+        self.channel = Some(channel.into());
         self
     }
 
@@ -134,7 +168,7 @@ impl Denial {
 
 impl From<scheme::Refused> for Denial {
     fn from(refused: scheme::Refused) -> Self {
-        let fault = if refused.reason == Reason::InvalidPayload { Fault::Malformed } else { Fault::Payment };
+        let fault = if refused.reason.is_malformed() { Fault::Malformed } else { Fault::Payment };
         Self::new(fault, refused.reason, refused.detail)
     }
 }
@@ -147,28 +181,54 @@ impl From<FacilitatorError> for Denial {
                 tracing::warn!(%why, "the facilitator is unavailable");
                 Self::unavailable()
             }
-            FacilitatorError::Pending { transaction } => Self::new(
-                Fault::Ours,
-                Reason::SettlementPending,
-                format!(
-                    "transaction {transaction} was sent and is not confirmed yet; nothing was charged. Look it up \
-                     before you sign another"
-                ),
-            ),
+            FacilitatorError::Pending { transaction } => Self::pending(Some(&transaction.to_string())),
         }
     }
 }
 
+/// How a family's scheme says what the ledger refuses.
+struct LedgerReasons {
+    mismatch: Reason,
+    exceeds: Reason,
+    closing: Reason,
+}
+
 impl From<ledger::Refused> for Denial {
     fn from(refused: ledger::Refused) -> Self {
+        let reasons = LedgerReasons {
+            mismatch: Reason::BatchCumulativeAmountMismatch,
+            exceeds: Reason::BatchCumulativeExceedsDeposit,
+            closing: Reason::BatchChannelClosing,
+        };
+        Self::of_ledger(refused, &reasons)
+    }
+}
+
+impl From<ledger::Refused<Evm>> for Denial {
+    /// A channel that is closing is one whose refund is under way: it comes back.
+    fn from(refused: ledger::Refused<Evm>) -> Self {
+        let reasons = LedgerReasons {
+            mismatch: Reason::EvmBatchCumulativeAmountMismatch,
+            exceeds: Reason::EvmBatchCumulativeExceedsBalance,
+            closing: Reason::EvmBatchChannelBusy,
+        };
+        Self::of_ledger(refused, &reasons)
+    }
+}
+
+impl Denial {
+    fn of_ledger<F: Family>(refused: ledger::Refused<F>, reasons: &LedgerReasons) -> Self
+    where
+        AnyRecord: From<RecordOf<F>>,
+    {
         let detail = refused.to_string();
         match refused {
             ledger::Refused::Unknown => Self::busy("the channel's record changed meanwhile; try again"),
             ledger::Refused::CumulativeMismatch { channel, .. } => {
-                Self::payment(Reason::BatchCumulativeAmountMismatch, detail).correcting(*channel)
+                Self::payment(reasons.mismatch, detail).correcting(*channel)
             }
-            ledger::Refused::ExceedsDeposit { .. } => Self::payment(Reason::BatchCumulativeExceedsDeposit, detail),
-            ledger::Refused::Closing => Self::payment(Reason::BatchChannelClosing, detail),
+            ledger::Refused::ExceedsDeposit { .. } => Self::payment(reasons.exceeds, detail),
+            ledger::Refused::Closing => Self::payment(reasons.closing, detail),
             ledger::Refused::Exposure => {
                 Self::new(Fault::Busy { retry_after: UNAVAILABLE_RETRY }, Reason::ExposureLimit, detail)
             }

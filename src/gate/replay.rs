@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout_at};
 use super::AdmitRequest;
 use super::refusal::Denial;
 use super::reply;
-use crate::ledger::Ledger;
+use crate::ledger::answers::KeptAnswers;
 use crate::ledger::store::{Answer, AnswerId, AnswerMark};
 use crate::x402::payment_identifier;
 use crate::x402::wire::{PaymentPayload, SettlementResponse};
@@ -82,7 +82,8 @@ impl Draft {
 
 /// Requests with an id: those that are being served, and through the ledger those that were.
 pub(super) struct Replays {
-    ledger: Arc<Ledger>,
+    /// Where answers are kept: the ledgers.
+    kept: Vec<Arc<dyn KeptAnswers>>,
     in_flight: Mutex<HashMap<[u8; 32], InFlight>>,
     options: Options,
 }
@@ -123,13 +124,13 @@ impl Claim {
 /// What to do next with a request that has an id.
 enum Next {
     Serve(Claim),
-    Read(AnswerMark),
+    Read(Arc<dyn KeptAnswers>, AnswerMark),
     Wait(watch::Receiver<()>),
 }
 
 impl Replays {
-    pub(super) fn new(ledger: Arc<Ledger>, options: Options) -> Arc<Self> {
-        Arc::new(Self { ledger, in_flight: Mutex::default(), options })
+    pub(super) fn new(kept: Vec<Arc<dyn KeptAnswers>>, options: Options) -> Arc<Self> {
+        Arc::new(Self { kept, in_flight: Mutex::default(), options })
     }
 
     /// What is known of a payment's id; `None` where it has none.
@@ -151,7 +152,7 @@ impl Replays {
         loop {
             match self.next(id, unreadable)? {
                 Next::Serve(claim) => return Ok(Known::New(claim)),
-                Next::Read(mark) => match self.ledger.read_answer(&mark).await {
+                Next::Read(kept, mark) => match kept.read(&mark).await {
                     Ok(Some(answer)) => return Ok(Known::Answer(Box::new(answer))),
                     // It had to go a moment ago.
                     Ok(None) => unreadable = Some(mark.place),
@@ -186,10 +187,12 @@ impl Replays {
             return Ok(Next::Wait(first.ended.subscribe()));
         }
         // The ledger has it before its claim is dropped, so it is never in neither place.
-        match self.ledger.find_answer(&id.key) {
-            Some(mark) if mark.id.fingerprint != id.fingerprint => return Err(Denial::conflict()),
-            Some(mark) if unreadable != Some(mark.place) => return Ok(Next::Read(mark)),
-            Some(_) | None => {}
+        for kept in &self.kept {
+            match kept.find(&id.key) {
+                Some(mark) if mark.id.fingerprint != id.fingerprint => return Err(Denial::conflict()),
+                Some(mark) if unreadable != Some(mark.place) => return Ok(Next::Read(Arc::clone(kept), mark)),
+                Some(_) | None => {}
+            }
         }
         if in_flight.len() >= IN_FLIGHT_MAX {
             return Err(Denial::in_process("too many requests with an id are being served; try again"));
@@ -205,9 +208,10 @@ fn answer_id(id: &str, request: &AdmitRequest<'_>, header: &[u8], payment: &Paym
     // Who pays, as each scheme's payload says it; whether it is true shows when it is verified, and only then is
     // anything kept. Both count, so that nobody passes for another by naming two.
     let named = |pointer: &str| payment.payload.pointer(pointer).and_then(Value::as_str).unwrap_or_default().as_bytes();
-    let (payer, from) = (named("/channelConfig/payer"), named("/from"));
+    let payer = named("/channelConfig/payer");
+    let from = ["/from", "/authorization/from", "/permit2Authorization/from"].map(named).concat();
     AnswerId {
-        key: digest(&[b"turnpike answer key", host.as_bytes(), payer, from, id.as_bytes()]),
+        key: digest(&[b"turnpike answer key", host.as_bytes(), payer, &from, id.as_bytes()]),
         fingerprint: digest(&[
             b"turnpike answer fingerprint",
             request.method.as_str().as_bytes(),

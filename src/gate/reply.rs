@@ -229,6 +229,7 @@ mod tests {
     use crate::facilitator::FacilitatorError;
     use crate::gate::refusal::Denial;
     use crate::ledger;
+    use crate::ledger::channel::{Evm, Svm};
     use crate::scheme;
     use crate::x402::Reason;
     use crate::x402::key::Signature;
@@ -252,17 +253,22 @@ mod tests {
     fn every_refusal_has_its_status_and_code_and_keeps_our_secrets() {
         let secret = || "https://key@endpoint".to_owned();
         let deposit = crate::amount::Amount::new(1);
+        type Refused = ledger::Refused<Svm>;
+        type EvmRefused = ledger::Refused<Evm>;
         let table: Vec<(Denial, u16, Reason)> = vec![
             (scheme::Refused::new(Reason::InvalidPayload, "x").into(), 400, Reason::InvalidPayload),
             (scheme::Refused::new(Reason::BatchVoucherExpiry, "x").into(), 402, Reason::BatchVoucherExpiry),
             (Denial::conflict(), 409, Reason::PaymentIdentifierConflict),
             (Denial::in_process("x"), 503, Reason::PaymentInProcess),
-            (ledger::Refused::Unknown.into(), 503, Reason::ChannelBusy),
-            (ledger::Refused::Busy.into(), 503, Reason::ChannelBusy),
-            (ledger::Refused::Exposure.into(), 503, Reason::ExposureLimit),
-            (ledger::Refused::Closing.into(), 402, Reason::BatchChannelClosing),
-            (ledger::Refused::ExceedsDeposit { deposit }.into(), 402, Reason::BatchCumulativeExceedsDeposit),
-            (ledger::Refused::Stopped(secret()).into(), 500, Reason::UnexpectedSettleError),
+            (Refused::Unknown.into(), 503, Reason::ChannelBusy),
+            (Refused::Busy.into(), 503, Reason::ChannelBusy),
+            (Refused::Exposure.into(), 503, Reason::ExposureLimit),
+            (Refused::Closing.into(), 402, Reason::BatchChannelClosing),
+            (EvmRefused::Closing.into(), 402, Reason::EvmBatchChannelBusy),
+            (EvmRefused::ExceedsDeposit { deposit }.into(), 402, Reason::EvmBatchCumulativeExceedsBalance),
+            (EvmRefused::Exposure.into(), 503, Reason::ExposureLimit),
+            (Refused::ExceedsDeposit { deposit }.into(), 402, Reason::BatchCumulativeExceedsDeposit),
+            (Refused::Stopped(secret()).into(), 500, Reason::UnexpectedSettleError),
             (FacilitatorError::Unavailable(secret()).into(), 503, Reason::ChainUnavailable),
             (FacilitatorError::Pending { transaction: Signature([1; 64]) }.into(), 500, Reason::SettlementPending),
             (

@@ -18,7 +18,10 @@ pub use self::pattern::{Pattern, PatternError};
 pub use self::table::{Claim, Match, RouteTable, TableError, conflicts};
 use super::charge::Meter;
 use crate::amount::Amount;
+use crate::amount::Asset;
 use crate::ledger::channel::Seller;
+use crate::scheme::evm::EvmSeller;
+use crate::x402::Network;
 
 /// A route as the operator wrote it, with its prices resolved.
 #[derive(Clone, Debug)]
@@ -69,11 +72,47 @@ pub enum Pricing {
     },
 }
 
+/// Who is paid, and on EVM networks how. On Solana the scheme follows from the pricing.
+#[derive(Clone, Debug)]
+pub enum Payee {
+    /// On a Solana-like network.
+    Svm(Arc<Seller>),
+    /// On an EVM network.
+    Evm(Arc<EvmSeller>, EvmScheme),
+}
+
+/// How a price is paid on an EVM network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EvmScheme {
+    /// By vouchers of a channel, any part of which may be charged.
+    BatchSettlement,
+}
+
+impl Payee {
+    /// Where.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        match self {
+            Self::Svm(seller) => &seller.network,
+            Self::Evm(seller, _) => &seller.network,
+        }
+    }
+
+    /// With what.
+    #[must_use]
+    pub fn asset(&self) -> &Arc<Asset> {
+        match self {
+            Self::Svm(seller) => &seller.asset,
+            Self::Evm(seller, _) => &seller.asset,
+        }
+    }
+}
+
 /// A price on one network.
 #[derive(Clone, Debug)]
 pub struct Offer {
     /// Who is paid, where, with what.
-    pub seller: Arc<Seller>,
+    pub payee: Payee,
     /// How much.
     pub amount: Amount,
     /// Proposed as a channel's first deposit.

@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Ledger;
+use super::channel::Family;
 use super::store::{Answer, AnswerId, AnswerMark, AnswerRecord, StoreError, Write};
 use super::turns::Core;
 use crate::clock::UnixMillis;
@@ -42,7 +44,7 @@ impl Default for AnswerLimits {
     }
 }
 
-impl Ledger {
+impl<F: Family> Ledger<F> {
     /// Whether answers are kept.
     #[must_use]
     pub fn keeps_answers(&self) -> bool {
@@ -84,6 +86,26 @@ impl Ledger {
     #[must_use]
     pub fn answers(&self) -> (usize, u64) {
         self.core.answers.counts()
+    }
+}
+
+/// Kept answers of a ledger of whatever family.
+#[async_trait]
+pub trait KeptAnswers: Send + Sync {
+    /// [`Ledger::find_answer`].
+    fn find(&self, key: &[u8; 32]) -> Option<AnswerMark>;
+    /// [`Ledger::read_answer`].
+    async fn read(&self, mark: &AnswerMark) -> Result<Option<Answer>, StoreError>;
+}
+
+#[async_trait]
+impl<F: Family> KeptAnswers for Ledger<F> {
+    fn find(&self, key: &[u8; 32]) -> Option<AnswerMark> {
+        self.find_answer(key)
+    }
+
+    async fn read(&self, mark: &AnswerMark) -> Result<Option<Answer>, StoreError> {
+        self.read_answer(mark).await
     }
 }
 
@@ -220,7 +242,7 @@ const fn weight(bytes: u64) -> u64 {
 }
 
 /// Deletes what has to go, for as long as the ledger lives.
-pub(super) async fn tidy(core: Weak<Core>) {
+pub(super) async fn tidy<F: Family>(core: Weak<Core<F>>) {
     loop {
         let Some((every, pressed)) = core.upgrade().map(|core| {
             let keep = core.answers.limits.map_or(Duration::MAX, |limits| limits.keep);

@@ -18,62 +18,60 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::book::{Closing, Slot};
-use super::channel::{Channel, Denied, OnChain, Terms};
-use super::store::{AnswerRecord, ChannelRecord, StoreError, Write};
+use super::channel::{ChainState, Channel, ChannelOf, ChannelTerms, Denied, Family};
+use super::store::{AnswerRecord, ChannelRecord, RecordOf, StoreError, Write};
 use super::turns::{Answer, Core, hand_out};
 use crate::amount::Amount;
-use crate::scheme::svm::program::ChannelStatus;
-use crate::x402::Key;
 
 /// A durable change of a channel.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Plan {
+pub(super) enum Plan<F: Family> {
     /// Charges the request in flight.
-    Commit { ticket: u64, on_chain: Option<OnChain> },
+    Commit { ticket: u64, on_chain: Option<F::OnChain>, charge: Option<Amount> },
     /// Takes up what the chain says.
-    Observe(OnChain),
+    Observe(F::OnChain),
     /// Takes no more payments before a close of ours is sent, or takes them again where it can no longer land.
     Shut { ticket: u64, shut: bool },
     /// Closes it for good.
-    Finish { ticket: u64, on_chain: OnChain },
+    Finish { ticket: u64, on_chain: F::OnChain },
     /// Forgets it.
     Forget,
 }
 
 /// Makes, from the channel as it will be, an answer that becomes durable together with it.
-pub(super) type Keep = Box<dyn FnOnce(&ChannelRecord) -> AnswerRecord + Send>;
+pub(super) type Keep<F> = Box<dyn FnOnce(&RecordOf<F>) -> AnswerRecord + Send>;
 
 /// What a plan came to.
 #[allow(clippy::large_enum_variant, reason = "lives on the stack, for one call")]
-enum Planned {
+enum Planned<F: Family> {
     /// There is nothing to write.
     Nothing,
     /// The channel's next state, and what to write.
-    Change(Channel, Write),
+    Change(ChannelOf<F>, Write<F>),
     /// Another change is under way.
-    Wait(oneshot::Receiver<Pen>),
+    Wait(oneshot::Receiver<Pen<F>>),
 }
 
-impl Core {
+impl<F: Family> Core<F> {
     /// Changes a channel durably; `None` where there was nothing to change. Once the write is given to the store the
     /// change is made even if the caller goes away; before that, nothing has happened.
     pub(super) async fn change(
         self: &Arc<Self>,
-        id: Key,
-        plan: Plan,
+        id: F::Id,
+        plan: Plan<F>,
         begun: impl FnOnce(),
-    ) -> Result<Option<ChannelRecord>, StoreError> {
+    ) -> Result<Option<RecordOf<F>>, StoreError> {
         self.change_keeping(id, plan, None, begun).await
     }
 
     /// The same, together with an answer.
     pub(super) async fn change_keeping(
         self: &Arc<Self>,
-        id: Key,
-        plan: Plan,
-        keep: Option<Keep>,
+        id: F::Id,
+        plan: Plan<F>,
+        keep: Option<Keep<F>>,
         begun: impl FnOnce(),
-    ) -> Result<Option<ChannelRecord>, StoreError> {
+    ) -> Result<Option<RecordOf<F>>, StoreError> {
         let mut pen = None;
         let (pen, next, write) = loop {
             self.writable()?;
@@ -104,12 +102,12 @@ impl Core {
     /// Writes and applies.
     fn carry_out(
         self: &Arc<Self>,
-        mut pen: Pen,
-        plan: Plan,
-        next: Channel,
-        write: Write,
+        mut pen: Pen<F>,
+        plan: Plan<F>,
+        next: ChannelOf<F>,
+        write: Write<F>,
         kept: Option<AnswerRecord>,
-    ) -> impl Future<Output = Result<ChannelRecord, StoreError>> + Send + use<> {
+    ) -> impl Future<Output = Result<RecordOf<F>, StoreError>> + Send + use<F> {
         pen.writing = true;
         let core = Arc::clone(self);
         async move {
@@ -148,11 +146,11 @@ impl Core {
     /// Says what a plan comes to now, and takes the pen for it.
     fn plan(
         &self,
-        slot: &mut Slot,
-        plan: &Plan,
+        slot: &mut Slot<F>,
+        plan: &Plan<F>,
         has_pen: bool,
         broken: &mut Option<&'static str>,
-    ) -> Result<Planned, StoreError> {
+    ) -> Result<Planned<F>, StoreError> {
         let work = slot.work();
         if work.pen_out && !has_pen {
             let (answer, turn) = oneshot::channel();
@@ -181,26 +179,25 @@ impl Core {
         }
         // No request may come in while it is being forgotten.
         slot.put(&Channel { closed: true, ..channel });
-        Ok(Planned::Change(next, Write::ForgetChannel(slot.terms.id)))
+        Ok(Planned::Change(next, Write::ForgetChannel(slot.terms.id())))
     }
 
     /// The state after a plan; `None` where nothing durable changes.
-    fn next(&self, slot: &mut Slot, channel: &Channel, plan: &Plan) -> Result<Option<Channel>, Denied> {
+    fn next(&self, slot: &mut Slot<F>, channel: &ChannelOf<F>, plan: &Plan<F>) -> Result<Option<ChannelOf<F>>, Denied> {
         match *plan {
-            Plan::Commit { ticket, on_chain } => {
+            Plan::Commit { ticket, on_chain, charge } => {
                 let ours =
                     slot.going_on().and_then(|work| work.held.as_ref()).is_some_and(|held| held.ticket == ticket);
                 if !ours {
                     return Err(Denied::NotReserved);
                 }
-                channel.commit(on_chain, self.clock.now()).map(Some)
+                channel.clone().commit(on_chain, charge, self.clock.now()).map(Some)
             }
             Plan::Observe(_) if !channel.known => Ok(None),
             Plan::Observe(on_chain) => {
-                let next = channel.observe(on_chain)?;
-                let durable =
-                    |c: &Channel| Channel { on_chain: OnChain { read_at: next.on_chain.read_at, ..c.on_chain }, ..*c };
-                if durable(channel) == next {
+                let next = channel.clone().observe(on_chain)?;
+                let same = Channel { on_chain: next.on_chain, ..channel.clone() } == next;
+                if same && channel.on_chain.same_as(&next.on_chain) {
                     slot.put(&next);
                     return Ok(None);
                 }
@@ -208,12 +205,12 @@ impl Core {
             }
             Plan::Shut { ticket, shut } => {
                 close_of(slot, ticket)?;
-                let next = if shut { channel.shut() } else { channel.reopen() };
+                let next = if shut { channel.clone().shut() } else { channel.clone().reopen() };
                 Ok(Some(next).filter(|next| next != channel))
             }
             Plan::Finish { ticket, on_chain } => {
                 close_of(slot, ticket)?;
-                channel.finish_close(on_chain).map(Some)
+                channel.clone().finish_close(on_chain).map(Some)
             }
             Plan::Forget => Ok(forgotten(slot, channel)),
         }
@@ -222,11 +219,11 @@ impl Core {
     /// Applies a change that is durable.
     fn apply(
         self: &Arc<Self>,
-        slot: &mut Slot,
-        plan: &Plan,
-        next: &Channel,
-        answers: &mut Vec<Answer>,
-    ) -> ChannelRecord {
+        slot: &mut Slot<F>,
+        plan: &Plan<F>,
+        next: &ChannelOf<F>,
+        answers: &mut Vec<Answer<F>>,
+    ) -> RecordOf<F> {
         report(slot, next);
         slot.put(next);
         self.ended(slot, plan);
@@ -236,12 +233,12 @@ impl Core {
     }
 
     /// Ends a change that did not become durable.
-    fn undo(self: &Arc<Self>, slot: &mut Slot, plan: &Plan, answers: &mut Vec<Answer>) {
+    fn undo(self: &Arc<Self>, slot: &mut Slot<F>, plan: &Plan<F>, answers: &mut Vec<Answer<F>>) {
         self.ended(slot, plan);
         self.advance(slot, matches!(plan, Plan::Commit { .. }), answers);
     }
 
-    fn ended(&self, slot: &mut Slot, plan: &Plan) {
+    fn ended(&self, slot: &mut Slot<F>, plan: &Plan<F>) {
         let Some(work) = slot.going_on() else { return };
         match plan {
             Plan::Commit { .. } => work.held = None,
@@ -251,27 +248,27 @@ impl Core {
     }
 
     /// Takes up a channel that the chain has, in memory only: a restart can read it from the chain again.
-    pub(super) fn adopt(self: &Arc<Self>, terms: Terms, on_chain: OnChain) {
-        let id = terms.id;
+    pub(super) fn adopt(self: &Arc<Self>, terms: F::Terms, on_chain: F::OnChain) {
+        let id = terms.id();
         let fresh = match Channel::adopted(on_chain) {
             Ok(fresh) => fresh,
             Err(why) => return tracing::warn!(channel = %id, %why, "a channel was not taken up from the chain"),
         };
-        let seller = self.book.seller(&terms.seller);
+        let seller = self.book.seller(terms.seller());
         let mut answers = Vec::new();
-        let enter = || Slot::new(terms, &Channel::proposed(on_chain.read_at));
+        let enter = || Slot::new(terms, &Channel::proposed(on_chain.read_at()));
         self.book.with_or_enter(&id, enter, |slot| {
             let channel = slot.channel();
             if slot.going_on().is_some_and(|work| work.pen_out) {
                 return;
             }
             let next = if channel.known {
-                channel.observe(on_chain).unwrap_or(channel)
+                channel.clone().observe(on_chain).unwrap_or(channel)
             } else {
                 Channel { reserved: channel.reserved, leaving: channel.leaving, ..fresh }
             };
             if next.reserved.is_none() {
-                slot.terms.seller = seller;
+                slot.terms.set_seller(seller);
             }
             report(slot, &next);
             slot.put(&next);
@@ -282,7 +279,7 @@ impl Core {
 }
 
 /// Whether a close of ours is the one that `ticket` names.
-fn close_of(slot: &mut Slot, ticket: u64) -> Result<(), Denied> {
+fn close_of<F: Family>(slot: &mut Slot<F>, ticket: u64) -> Result<(), Denied> {
     match slot.going_on().and_then(|work| work.closing.as_ref()) {
         Some(Closing::Held { ticket: held }) if *held == ticket => Ok(()),
         Some(_) | None => Err(Denied::Closing),
@@ -290,7 +287,7 @@ fn close_of(slot: &mut Slot, ticket: u64) -> Result<(), Denied> {
 }
 
 /// What a plan comes to for a channel that is not here.
-fn absent(plan: &Plan) -> Result<Planned, StoreError> {
+fn absent<F: Family>(plan: &Plan<F>) -> Result<Planned<F>, StoreError> {
     match plan {
         Plan::Commit { .. } | Plan::Shut { .. } | Plan::Finish { .. } => Err(lapsed()),
         Plan::Observe(_) | Plan::Forget => Ok(Planned::Nothing),
@@ -298,10 +295,10 @@ fn absent(plan: &Plan) -> Result<Planned, StoreError> {
 }
 
 /// What a plan comes to that the channel's state refuses.
-fn ignored(slot: &Slot, plan: &Plan, why: Denied) -> Result<Planned, StoreError> {
+fn ignored<F: Family>(slot: &Slot<F>, plan: &Plan<F>, why: Denied) -> Result<Planned<F>, StoreError> {
     match (plan, why) {
         (Plan::Observe(_), Denied::Implausible) => {
-            tracing::warn!(channel = %slot.terms.id, %why, "a reading of the chain was ignored; check the endpoints");
+            tracing::warn!(channel = %slot.terms.id(), %why, "a reading of the chain was ignored; check the endpoints");
             Ok(Planned::Nothing)
         }
         (Plan::Commit { .. }, Denied::NotReserved) => Err(lapsed()),
@@ -317,44 +314,43 @@ fn lapsed() -> StoreError {
 }
 
 /// The state of a channel that the chain no longer has: unknown, where it owes nothing; else closed for good.
-fn forgotten(slot: &mut Slot, channel: &Channel) -> Option<Channel> {
+fn forgotten<F: Family>(slot: &mut Slot<F>, channel: &ChannelOf<F>) -> Option<ChannelOf<F>> {
     let busy =
         slot.going_on().is_some_and(|work| work.held.is_some() || work.closing.is_some() || !work.queue.is_empty());
     if !channel.known || busy {
         return None;
     }
-    if channel.charged <= channel.on_chain.claimed {
-        return Some(Channel { known: false, closed: true, ..*channel });
+    if channel.charged <= channel.on_chain.claimed() {
+        return Some(Channel { known: false, closed: true, ..channel.clone() });
     }
-    let on_chain = OnChain { status: ChannelStatus::Distributed, ..channel.on_chain };
-    let next = Channel { on_chain, closed: true, ..*channel };
+    let next = Channel { on_chain: channel.on_chain.gone(), closed: true, ..channel.clone() };
     (next != *channel).then_some(next)
 }
 
 /// Tells the operator what should not happen: money lost, or a record that was behind the chain.
-fn report(slot: &Slot, next: &Channel) {
+fn report<F: Family>(slot: &Slot<F>, next: &ChannelOf<F>) {
     let before = slot.channel();
-    let channel = &slot.terms.id;
+    let channel = &slot.terms.id();
     if next.lost() > before.lost() {
-        let (charged, claimed, lost) = (next.charged, next.on_chain.claimed, next.lost());
+        let (charged, claimed, lost) = (next.charged, next.on_chain.claimed(), next.lost());
         tracing::error!(%channel, %charged, %claimed, %lost, "a channel ended before all that was charged was claimed");
     }
     let raised =
-        next.charged == next.on_chain.claimed && next.charged > before.charged && next.voucher == before.voucher;
+        next.charged == next.on_chain.claimed() && next.charged > before.charged && next.voucher == before.voucher;
     if raised && before.charged > Amount::ZERO {
-        let (charged, claimed) = (before.charged, next.on_chain.claimed);
+        let (charged, claimed) = (before.charged, next.on_chain.claimed());
         tracing::warn!(%channel, %charged, %claimed, "the chain has claimed more than was charged; taken up as charged");
     }
 }
 
 /// The right to write a channel. Dropped, it goes to whoever waits next.
-pub(super) struct Pen {
-    core: Arc<Core>,
-    id: Key,
+pub(super) struct Pen<F: Family> {
+    core: Arc<Core<F>>,
+    id: F::Id,
     writing: bool,
 }
 
-impl Drop for Pen {
+impl<F: Family> Drop for Pen<F> {
     fn drop(&mut self) {
         if self.writing {
             self.core.stop("a change was given up between its write and the outcome; restart reads what became of it");

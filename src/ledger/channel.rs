@@ -1,210 +1,149 @@
 //! A channel's state machine: a function of state, entry and a given time (invariants L1, L2, L3).
 //!
-//! Nothing here waits, stores or reads a clock. The ledger applies these functions under a channel's lock.
+//! Nothing here waits, stores or reads a clock. The ledger applies these functions under a channel's lock. What a
+//! channel is made of depends on the chain: a [`Family`] says it, and the rules are the same for all of them, but for
+//! the few that [`ChainState`] answers.
 
+pub mod evm;
+pub mod svm;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::amount::{Amount, Asset};
+pub use self::evm::{Evm, EvmOnChain};
+pub use self::svm::{OnChain, Seller, Svm, Terms};
+use crate::amount::Amount;
 use crate::clock::UnixMillis;
-use crate::scheme::svm::program::{self, ChannelAccount, ChannelAccounts, ChannelStatus};
 use crate::x402::key::Signature;
-use crate::x402::wire::ChannelConfig;
-use crate::x402::{Key, Network};
 
-/// What all channels of one merchant account on one network have in common.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seller {
-    /// Where the money moves.
-    pub network: Network,
-    /// What is paid with.
-    pub asset: Arc<Asset>,
-    /// The asset's mint.
-    pub mint: Key,
-    /// The program that owns the mint.
-    pub token_program: Key,
-    /// Where the money goes.
-    pub pay_to: Key,
-    /// Pays fees and rent; the channels' payee.
-    pub fee_payer: Key,
-    /// Consents to cooperative closes.
-    pub receiver_authorizer: Key,
-    /// Seconds between a payer's `request_close` and its end.
-    pub withdraw_delay: u32,
-    /// Who receives rounding dust.
-    pub treasury_owner: Key,
+/// A family of chains: what its channels are made of.
+pub trait Family: Copy + fmt::Debug + Eq + Send + Sync + 'static {
+    /// Names a channel.
+    type Id: Copy + Eq + Ord + Hash + fmt::Debug + fmt::Display + Send + Sync + 'static;
+    /// What all channels of one merchant account have in common.
+    type Seller: fmt::Debug + PartialEq + Send + Sync + 'static;
+    /// What never changes of a channel.
+    type Terms: ChannelTerms<Id = Self::Id, Seller = Self::Seller>;
+    /// A channel's changing part as the chain held it at some time.
+    type OnChain: ChainState;
+    /// A voucher's signature.
+    type Signature: Clone + fmt::Debug + PartialEq + Send + Sync + 'static;
+    /// A settlement batch as it is journalled, by its number.
+    type Batch: Journalled<Key = u64>;
+    /// A payment that is no channel's and not finished, as it is journalled.
+    type Metered: Journalled<Key = Self::Id>;
 }
 
 /// What never changes of a channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// The channel's address.
-    pub id: Key,
-    /// Who deposits.
-    pub payer: Key,
-    /// Whose signature a voucher needs.
-    pub authorizer: Key,
-    /// Part of the address.
-    pub salt: u64,
-    /// Part of the address.
-    pub open_slot: u64,
-    /// Shared with all other channels of the merchant's account.
-    pub seller: Arc<Seller>,
+pub trait ChannelTerms: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
+    /// Names the channel.
+    type Id;
+    /// What it shares with the merchant's other channels.
+    type Seller;
+    /// The channel's name.
+    fn id(&self) -> Self::Id;
+    /// The merchant's account.
+    fn seller(&self) -> &Arc<Self::Seller>;
+    /// Puts an equal seller in its place, so that all channels share one copy.
+    fn set_seller(&mut self, seller: Arc<Self::Seller>);
+    /// Whether a channel of the one seller's is a channel of the other's: all that its name or its opening fixed is
+    /// the same. A channel from before a change of `pay_to` pays the old receiver, so it does not pay for new offers.
+    fn same_deal(ours: &Self::Seller, theirs: &Self::Seller) -> bool;
 }
 
-impl Terms {
-    /// The terms of a channel of `seller`; its address is derived.
-    #[must_use]
-    pub fn derive(seller: Arc<Seller>, payer: Key, authorizer: Key, salt: u64, open_slot: u64) -> Self {
-        let id = program::channel_address(&payer, &seller.fee_payer, &seller.mint, &authorizer, salt, open_slot).0;
-        Self { id, payer, authorizer, salt, open_slot, seller }
-    }
+/// What the rules need to know of a channel's state on chain.
+pub trait ChainState: Copy + fmt::Debug + PartialEq + Send + Sync + 'static {
+    /// Whether a claim sets the chain's watermark to the voucher's whole total. Then all of a voucher is charged or
+    /// nothing, and a voucher is redeemed only when all of it was charged. Else a claim names what was charged of it.
+    const CLAIMS_WHOLE_VOUCHERS: bool;
+    /// Whether what was deposited once can only leave by a claim or the channel's end. Else a payer may withdraw it,
+    /// and what was charged can come to stand above it.
+    const DEPOSIT_STAYS: bool;
+    /// Whether a close ends a channel for good. Else it can be filled and used again.
+    const CLOSE_ENDS: bool;
 
-    /// The accounts that the channel's instructions name.
-    #[must_use]
-    pub fn accounts(&self) -> ChannelAccounts {
-        ChannelAccounts {
-            channel: self.id,
-            payer: self.payer,
-            payee: self.seller.fee_payer,
-            rent_payer: self.seller.fee_payer,
-            mint: self.seller.mint,
-            token_program: self.seller.token_program,
-        }
-    }
-
-    /// The channel's terms as clients write them.
-    #[must_use]
-    pub fn config(&self) -> ChannelConfig {
-        ChannelConfig {
-            payer: self.payer,
-            payer_authorizer: self.authorizer,
-            receiver: self.seller.pay_to,
-            receiver_authorizer: self.seller.receiver_authorizer,
-            token: self.seller.mint,
-            withdraw_delay: self.seller.withdraw_delay,
-            salt: self.salt,
-            open_slot: self.open_slot,
-            voucher_signer: None,
-        }
-    }
-
-    /// Whether an account on chain is this channel (specification, section 5, phase 3, step 3).
-    #[must_use]
-    pub fn matches(&self, account: &ChannelAccount) -> bool {
-        let seller = &self.seller;
-        account.payer == self.payer
-            && account.payee == seller.fee_payer
-            && account.rent_payer == seller.fee_payer
-            && account.authorized_signer == self.authorizer
-            && account.mint == seller.mint
-            && account.salt == self.salt
-            && account.open_slot == self.open_slot
-            && account.grace_period == seller.withdraw_delay
-            && account.distribution_hash == program::distribution_hash(&program::all_to(seller.pay_to))
-    }
-}
-
-/// A channel's changing part as the chain held it at some time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OnChain {
-    /// Where the channel stands.
-    pub status: ChannelStatus,
-    /// All that was deposited.
-    pub deposit: Amount,
-    /// All that was claimed.
-    pub claimed: Amount,
-    /// All that was paid out.
-    pub distributed: Amount,
-    /// Unix seconds of the payer's `request_close`, or 0.
-    pub closing_since: i64,
+    /// A channel that is not on chain yet.
+    fn none(now: UnixMillis) -> Self;
     /// When this was read.
-    pub read_at: UnixMillis,
+    fn read_at(&self) -> UnixMillis;
+    /// Whether this is the same state, whenever either was read.
+    fn same_as(&self, other: &Self) -> bool;
+    /// What vouchers can be claimed against, what was claimed included.
+    fn deposit(&self) -> Amount;
+    /// All that was claimed.
+    fn claimed(&self) -> Amount;
+    /// What the claims can reach at most as things stand.
+    fn claimable_max(&self) -> Amount;
+    /// What may be charged at most at a time: the deposit, less what its payer may have taken out before we claim.
+    fn spendable(&self, moment: Moment) -> Amount;
+    /// Whether the chain's program could have written this.
+    fn plausible(&self) -> bool;
+    /// Whether new vouchers are taken.
+    fn is_open(&self) -> bool;
+    /// Whether what was claimed can never rise again.
+    fn is_final(&self) -> bool;
+    /// What both readings together say, in whatever order they were made.
+    #[must_use]
+    fn join(self, other: Self) -> Self;
+    /// Whether a close of ours that was sent at this state can no longer land, now that the chain has come to `later`.
+    fn ends_close(&self, later: &Self) -> bool;
+    /// The state of a channel that the chain no longer has.
+    #[must_use]
+    fn gone(self) -> Self;
 }
 
-impl OnChain {
-    /// The changing part of a channel account. The program leaves the payout watermark where it was when it drains a
-    /// sealed channel, so a drained channel has paid out all that was claimed.
-    #[must_use]
-    pub fn of(account: &ChannelAccount, read_at: UnixMillis) -> Self {
-        let drained = account.status == ChannelStatus::Distributed;
-        let distributed = if drained { account.settled } else { account.payout_watermark };
-        Self {
-            status: account.status,
-            deposit: account.deposit.into(),
-            claimed: account.settled.into(),
-            distributed: distributed.into(),
-            closing_since: account.closure_started_at,
-            read_at,
-        }
-    }
-
-    /// Whether the program could have written this: paid out <= claimed <= deposited.
-    #[must_use]
-    pub fn plausible(&self) -> bool {
-        self.distributed <= self.claimed && self.claimed <= self.deposit
-    }
-
-    /// Whether the watermark can never move again.
-    #[must_use]
-    pub const fn is_final(&self) -> bool {
-        matches!(self.status, ChannelStatus::Sealed | ChannelStatus::Distributed)
-    }
-
-    /// What both readings together say. On chain nothing ever goes back: amounts rise, and the status moves on from
-    /// open over closing and sealed to distributed. So readings may arrive in any order, and more than once.
-    #[must_use]
-    pub fn join(self, other: Self) -> Self {
-        let (ours, theirs) = (rank(self.status), rank(other.status));
-        let closing_since = match ours.cmp(&theirs) {
-            std::cmp::Ordering::Less => other.closing_since,
-            std::cmp::Ordering::Equal => self.closing_since.max(other.closing_since),
-            std::cmp::Ordering::Greater => self.closing_since,
-        };
-        Self {
-            status: if ours < theirs { other.status } else { self.status },
-            deposit: self.deposit.max(other.deposit),
-            claimed: self.claimed.max(other.claimed),
-            distributed: self.distributed.max(other.distributed),
-            closing_since,
-            read_at: self.read_at.max(other.read_at),
-        }
-    }
+/// What is journalled until it is over.
+pub trait Journalled: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
+    /// Names it.
+    type Key: Copy + Ord + Send + Sync;
+    /// Its name.
+    fn key(&self) -> Self::Key;
+    /// Whether its end is still to come.
+    fn is_open(&self) -> bool;
 }
 
-/// A status's place in a channel's life.
-const fn rank(status: ChannelStatus) -> u8 {
-    match status {
-        ChannelStatus::Open => 0,
-        ChannelStatus::Closing => 1,
-        ChannelStatus::Sealed => 2,
-        ChannelStatus::Distributed => 3,
+/// A time, and how much of a payer's withdrawal delay is kept to claim in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Now.
+    pub now: UnixMillis,
+    /// How long before a withdrawal's deadline no more credit is given.
+    pub margin: Duration,
+}
+
+impl Moment {
+    /// A time, with no margin.
+    #[must_use]
+    pub const fn at(now: UnixMillis) -> Self {
+        Self { now, margin: Duration::ZERO }
     }
 }
 
 /// A voucher whose signature and channel have been checked by the scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Voucher {
+pub struct Voucher<S = Signature> {
     /// The cumulative total that it allows to claim.
     pub cumulative: Amount,
     /// By the channel's authorizer.
-    pub signature: Signature,
+    pub signature: S,
 }
 
 /// A request's price and the voucher that pays it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bid {
+pub struct Bid<S = Signature> {
     /// The voucher.
-    pub voucher: Voucher,
+    pub voucher: Voucher<S>,
     /// The price.
     pub amount: Amount,
     /// The channel's whole deposit once a deposit that came along is confirmed.
     pub deposit_after: Option<Amount>,
 }
 
-impl Bid {
+impl<S> Bid<S> {
     /// What must have been charged before for the voucher to fit; `None` where the price is above the whole voucher.
     #[must_use]
     pub const fn base(&self) -> Option<Amount> {
@@ -245,6 +184,9 @@ pub enum Denied {
     /// There is nothing to commit.
     #[error("no request is in flight")]
     NotReserved,
+    /// The charge is none that the reservation allows: above it, or a part of a voucher that is charged whole.
+    #[error("the charge is not one that was reserved")]
+    NotTheCharge,
     /// What the chain is said to hold cannot be.
     #[error("the chain is said to hold what its program cannot have written")]
     Implausible,
@@ -257,15 +199,15 @@ pub enum Denied {
 ///
 /// Every verb takes a state and gives the next one, or says why there is none; a refused verb changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Channel {
+pub struct Channel<O = OnChain, S = Signature> {
     /// The chain's side, as last read.
-    pub on_chain: OnChain,
+    pub on_chain: O,
     /// Whether the chain has confirmed the channel. Until then it is there only for the request that opens it.
     pub known: bool,
     /// All that was charged.
     pub charged: Amount,
     /// The voucher accepted last.
-    pub voucher: Option<Voucher>,
+    pub voucher: Option<Voucher<S>>,
     /// When the oldest charge that is not yet claimed was made.
     pub unclaimed_since: Option<UnixMillis>,
     /// When the channel was last charged.
@@ -273,28 +215,26 @@ pub struct Channel {
     /// Whether it takes no more payments: it is closed, or a close of ours may land.
     pub closed: bool,
     /// The request in flight. In client-signed mode there is at most one: the next voucher builds on its outcome.
-    pub reserved: Option<Bid>,
+    pub reserved: Option<Bid<S>>,
     /// Whether we are closing it: no request is let in, unless the close is given up.
     pub leaving: bool,
 }
 
-impl Channel {
+/// A family's channel.
+pub type ChannelOf<F> = Channel<<F as Family>::OnChain, <F as Family>::Signature>;
+/// A family's voucher.
+pub type VoucherOf<F> = Voucher<<F as Family>::Signature>;
+/// A family's bid.
+pub type BidOf<F> = Bid<<F as Family>::Signature>;
+
+impl<O: ChainState, S: Clone + PartialEq> Channel<O, S> {
     /// A channel that a first deposit is about to open.
     #[must_use]
     pub fn proposed(now: UnixMillis) -> Self {
-        let none = Amount::ZERO;
-        let on_chain = OnChain {
-            status: ChannelStatus::Open,
-            deposit: none,
-            claimed: none,
-            distributed: none,
-            closing_since: 0,
-            read_at: now,
-        };
         Self {
-            on_chain,
+            on_chain: O::none(now),
             known: false,
-            charged: none,
+            charged: Amount::ZERO,
             voucher: None,
             unclaimed_since: None,
             last_used: now,
@@ -308,33 +248,42 @@ impl Channel {
     ///
     /// # Errors
     /// [`Denied::Implausible`].
-    pub fn adopted(on_chain: OnChain) -> Result<Self, Denied> {
-        Self::proposed(on_chain.read_at).observe(on_chain)
+    pub fn adopted(on_chain: O) -> Result<Self, Denied> {
+        Self::proposed(on_chain.read_at()).observe(on_chain)
     }
 
     /// The deposit that counts for a request.
     #[must_use]
-    pub fn deposit_for(&self, bid: &Bid) -> Amount {
-        self.on_chain.deposit.max(bid.deposit_after.unwrap_or(Amount::ZERO))
+    pub fn deposit_for(&self, bid: &Bid<S>, moment: Moment) -> Amount {
+        self.on_chain.spendable(moment).max(bid.deposit_after.unwrap_or(Amount::ZERO))
     }
 
     /// What is charged, not yet claimed, and can still be claimed.
     #[must_use]
     pub fn exposure(&self) -> Amount {
-        if self.on_chain.is_final() { Amount::ZERO } else { self.charged.saturating_sub(self.on_chain.claimed) }
+        self.charged.min(self.on_chain.claimable_max()).saturating_sub(self.on_chain.claimed())
     }
 
-    /// What was charged and can never be claimed, because the watermark became final below it.
+    /// What was charged and cannot be claimed as things stand: the watermark became final below it, or the payer has
+    /// taken the deposit out.
     #[must_use]
     pub fn lost(&self) -> Amount {
-        if self.on_chain.is_final() { self.charged.saturating_sub(self.on_chain.claimed) } else { Amount::ZERO }
+        self.charged.saturating_sub(self.on_chain.claimable_max().max(self.on_chain.claimed()))
     }
 
-    /// The voucher to redeem, where there is something to redeem (invariant L3: the chain sets its watermark to the
-    /// voucher's total, so a voucher is redeemed only when all of it was charged).
+    /// The voucher to redeem, where there is something to redeem (invariant L3). Where the chain sets its watermark to
+    /// the voucher's total, a voucher is redeemed only when all of it was charged.
     #[must_use]
-    pub fn redeemable(&self) -> Option<Voucher> {
-        self.voucher.filter(|v| v.cumulative > self.on_chain.claimed && v.cumulative <= self.charged)
+    pub fn redeemable(&self) -> Option<Voucher<S>> {
+        let claimed = self.on_chain.claimed();
+        let redeems = |v: &&Voucher<S>| {
+            if O::CLAIMS_WHOLE_VOUCHERS {
+                v.cumulative > claimed && v.cumulative <= self.charged
+            } else {
+                self.charged > claimed && v.cumulative >= self.charged
+            }
+        };
+        self.voucher.as_ref().filter(redeems).cloned()
     }
 
     /// Holds a request's price back. Refusals in order of precedence: closing, behind, occupied, ahead, unknown,
@@ -342,8 +291,8 @@ impl Channel {
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn reserve(self, bid: Bid) -> Result<Self, Denied> {
-        if self.closed || self.leaving || self.on_chain.status != ChannelStatus::Open {
+    pub fn reserve(self, bid: Bid<S>, moment: Moment) -> Result<Self, Denied> {
+        if self.closed || self.leaving || !self.on_chain.is_open() {
             return Err(Denied::Closing);
         }
         let expected = self.charged.saturating_add(bid.amount);
@@ -360,7 +309,7 @@ impl Channel {
         if !self.known && bid.deposit_after.is_none() {
             return Err(Denied::Unknown);
         }
-        let deposit = self.deposit_for(&bid);
+        let deposit = self.deposit_for(&bid, moment);
         if bid.voucher.cumulative > deposit {
             return Err(Denied::ExceedsDeposit { deposit });
         }
@@ -369,38 +318,43 @@ impl Channel {
 
     /// Gives the price in flight back.
     #[must_use]
-    pub const fn release(self) -> Self {
+    pub fn release(self) -> Self {
         Self { reserved: None, ..self }
     }
 
-    /// Charges the price in flight; where a deposit came along, `on_chain` is the channel after it.
+    /// Charges the price in flight, or `charge` of it where the scheme lets a part be charged; where a deposit came
+    /// along, `on_chain` is the channel after it.
     ///
-    /// The payer may have put the very voucher in flight on chain (anyone may send `settle`). Then the charge is
-    /// already claimed and the request is paid. A claim beyond that voucher means that it had been used before.
+    /// The payer may have put the very voucher in flight on chain (where anyone may). Then the charge is already
+    /// claimed and the request is paid. A claim beyond that voucher means that it had been used before.
     ///
     /// # Errors
     /// [`Denied`]: nothing is in flight, the deposit is not there, the channel's watermark is final so that nothing
     /// charged now could be claimed, or the voucher has been overtaken.
-    pub fn commit(self, on_chain: Option<OnChain>, now: UnixMillis) -> Result<Self, Denied> {
-        let bid = self.reserved.ok_or(Denied::NotReserved)?;
+    pub fn commit(self, on_chain: Option<O>, charge: Option<Amount>, now: UnixMillis) -> Result<Self, Denied> {
+        let bid = self.reserved.clone().ok_or(Denied::NotReserved)?;
+        let charge = charge.unwrap_or(bid.amount);
+        if charge > bid.amount || (O::CLAIMS_WHOLE_VOUCHERS && charge != bid.amount) {
+            return Err(Denied::NotTheCharge);
+        }
         let next = match on_chain {
             Some(on_chain) => self.observe(on_chain)?,
             None => self,
         };
-        let total = bid.voucher.cumulative;
+        let total = bid.base().and_then(|base| base.checked_add(charge)).ok_or(Denied::NotTheCharge)?;
         if !next.known {
             return Err(Denied::Unknown);
         }
         if next.on_chain.is_final() {
             return Err(Denied::Closing);
         }
-        if total > next.on_chain.deposit {
-            return Err(Denied::ExceedsDeposit { deposit: next.on_chain.deposit });
+        if total > next.on_chain.deposit() {
+            return Err(Denied::ExceedsDeposit { deposit: next.on_chain.deposit() });
         }
         if total < next.charged {
             return Err(Denied::Behind { expected: next.charged.saturating_add(bid.amount) });
         }
-        let unclaimed = total > next.on_chain.claimed;
+        let unclaimed = total > next.on_chain.claimed();
         Self {
             charged: total,
             voucher: Some(bid.voucher),
@@ -418,29 +372,23 @@ impl Channel {
     ///
     /// # Errors
     /// [`Denied::Implausible`]: the reading is ignored.
-    pub fn observe(self, on_chain: OnChain) -> Result<Self, Denied> {
+    pub fn observe(self, on_chain: O) -> Result<Self, Denied> {
         if !on_chain.plausible() {
             return Err(Denied::Implausible);
         }
         let on_chain = if self.known { self.on_chain.join(on_chain) } else { on_chain };
-        let unclaimed_since = if on_chain.claimed >= self.charged {
+        let claimed = on_chain.claimed();
+        let closed = (self.closed && !self.on_chain.ends_close(&on_chain)) || !on_chain.is_open();
+        let unclaimed_since = if claimed >= self.charged {
             None
-        } else if on_chain.claimed > self.on_chain.claimed {
+        } else if claimed > self.on_chain.claimed() {
             // Everything up to some voucher is claimed; what is left was charged later, at the latest with the last
             // one.
             Some(self.last_used)
         } else {
             self.unclaimed_since
         };
-        Self {
-            on_chain,
-            known: true,
-            charged: self.charged.max(on_chain.claimed),
-            unclaimed_since,
-            closed: self.closed || on_chain.status != ChannelStatus::Open,
-            ..self
-        }
-        .checked()
+        Self { on_chain, known: true, charged: self.charged.max(claimed), unclaimed_since, closed, ..self }.checked()
     }
 
     /// Lets no more requests in, so as to close the channel. A channel that its payer is closing can be closed by us
@@ -450,11 +398,7 @@ impl Channel {
     /// # Errors
     /// [`Denied::Closing`] where we are closing it already, or where it is closed; [`Denied::Unknown`].
     pub fn begin_close(self) -> Result<Self, Denied> {
-        let closable = match self.on_chain.status {
-            ChannelStatus::Open | ChannelStatus::Closing => true,
-            ChannelStatus::Sealed | ChannelStatus::Distributed => false,
-        };
-        if self.leaving || !closable {
+        if self.leaving || self.on_chain.is_final() {
             return Err(Denied::Closing);
         }
         if !self.known {
@@ -465,32 +409,34 @@ impl Channel {
 
     /// Gives the close up: requests are let in again.
     #[must_use]
-    pub const fn abandon_close(self) -> Self {
+    pub fn abandon_close(self) -> Self {
         Self { leaving: false, ..self }
     }
 
     /// Takes no more payments, whatever becomes of us, before a close of ours is sent: what was charged beyond it would
     /// be lost where it lands after a crash.
     #[must_use]
-    pub const fn shut(self) -> Self {
+    pub fn shut(self) -> Self {
         Self { closed: true, ..self }
     }
 
     /// Takes payments again where the chain does: the close that it was shut for can no longer land.
     #[must_use]
     pub fn reopen(self) -> Self {
-        Self { closed: self.on_chain.status != ChannelStatus::Open, ..self }
+        Self { closed: !self.on_chain.is_open(), ..self }
     }
 
-    /// Closes the channel for good, with the state that the chain confirmed.
+    /// Closes the channel with the state that the chain confirmed: for good, where a close ends it.
     ///
     /// # Errors
     /// [`Denied::Occupied`] while a request is in flight; [`Denied::Implausible`].
-    pub fn finish_close(self, on_chain: OnChain) -> Result<Self, Denied> {
+    pub fn finish_close(self, on_chain: O) -> Result<Self, Denied> {
         if self.reserved.is_some() {
             return Err(Denied::Occupied);
         }
-        Ok(Self { closed: true, leaving: false, ..self.observe(on_chain)? })
+        let next = self.observe(on_chain)?;
+        let closed = O::CLOSE_ENDS || !next.on_chain.is_open();
+        Ok(Self { closed, leaving: false, ..next })
     }
 
     /// The state itself, if it keeps what the ledger promises.
@@ -498,24 +444,30 @@ impl Channel {
     /// # Errors
     /// [`Denied::Broken`] with the promise.
     pub fn checked(self) -> Result<Self, Denied> {
-        let claimed = self.on_chain.claimed;
-        let signed = self.voucher.map_or(Amount::ZERO, |v| v.cumulative);
+        let (claimed, deposit) = (self.on_chain.claimed(), self.on_chain.deposit());
+        let signed = self.voucher.as_ref().map_or(Amount::ZERO, |v| v.cumulative);
         if claimed > self.charged {
             return Err(Denied::Broken("L1: more is claimed than was charged"));
         }
         if self.charged > signed.max(claimed) {
             return Err(Denied::Broken("L2: more is charged than was signed or claimed"));
         }
-        if self.known && self.charged > self.on_chain.deposit {
-            return Err(Denied::Broken("L2: more is charged than was deposited"));
+        if O::DEPOSIT_STAYS {
+            if self.known && self.charged > deposit {
+                return Err(Denied::Broken("L2: more is charged than was deposited"));
+            }
+            if let Some(bid) = &self.reserved
+                && bid.voucher.cumulative > deposit.max(bid.deposit_after.unwrap_or(Amount::ZERO))
+            {
+                return Err(Denied::Broken("L2: more is reserved than was deposited"));
+            }
         }
-        if let Some(bid) = self.reserved
-            && bid.voucher.cumulative > self.deposit_for(&bid)
-        {
-            return Err(Denied::Broken("L2: more is reserved than was deposited"));
-        }
-        if self.redeemable().is_some_and(|v| v.cumulative > self.charged || v.cumulative > self.on_chain.deposit) {
-            return Err(Denied::Broken("L3: more would be redeemed than was charged or deposited"));
+        // What is redeemed is the voucher's whole total where the chain takes it whole, else what was charged.
+        if let Some(voucher) = self.redeemable() {
+            let redeemed = if O::CLAIMS_WHOLE_VOUCHERS { voucher.cumulative } else { self.charged };
+            if redeemed > self.charged || redeemed > voucher.cumulative || (O::DEPOSIT_STAYS && redeemed > deposit) {
+                return Err(Denied::Broken("L3: more would be redeemed than was charged, signed or deposited"));
+            }
         }
         Ok(self)
     }

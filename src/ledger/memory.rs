@@ -10,11 +10,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::store::{
-    Answer as KeptAnswer, AnswerRecord, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store,
-    StoreError, Write,
-};
-use crate::x402::Key;
+use super::channel::{ChannelTerms, Family, Journalled, Svm};
+use super::store::{Answer as KeptAnswer, AnswerRecord, RecordOf, Snapshot, Store, StoreError, Write};
 
 /// What goes wrong at a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,41 +25,66 @@ pub enum Fault {
 }
 
 /// A store in memory.
-#[derive(Debug, Default)]
-pub struct MemoryStore {
-    state: Mutex<State>,
+#[derive(Debug)]
+pub struct MemoryStore<F: Family = Svm> {
+    state: Mutex<State<F>>,
     writes: AtomicU64,
+}
+
+impl<F: Family> Default for MemoryStore<F> {
+    fn default() -> Self {
+        Self { state: Mutex::default(), writes: AtomicU64::new(0) }
+    }
 }
 
 /// Takes a write's outcome, when it has one.
 type Answer = oneshot::Sender<Result<(), StoreError>>;
 
-#[derive(Debug, Default)]
-struct State {
-    durable: Durable,
+#[derive(Debug)]
+struct State<F: Family> {
+    durable: Durable<F>,
     held: bool,
-    waiting: VecDeque<(Vec<Write>, Answer)>,
+    waiting: VecDeque<(Vec<Write<F>>, Answer)>,
     fault: Option<(u64, Fault)>,
     failing: bool,
     crashed: bool,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Durable {
-    channels: HashMap<Key, ChannelRecord>,
-    batches: BTreeMap<u64, BatchRecord>,
-    metered: HashMap<Key, MeteredRecord>,
+impl<F: Family> Default for State<F> {
+    fn default() -> Self {
+        Self {
+            durable: Durable::default(),
+            held: false,
+            waiting: VecDeque::new(),
+            fault: None,
+            failing: false,
+            crashed: false,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Durable<F: Family> {
+    channels: HashMap<F::Id, RecordOf<F>>,
+    batches: BTreeMap<u64, F::Batch>,
+    metered: HashMap<F::Id, F::Metered>,
     answers: BTreeMap<u64, AnswerRecord>,
 }
 
-impl Durable {
-    fn apply(&mut self, writes: Vec<Write>) {
+impl<F: Family> Default for Durable<F> {
+    fn default() -> Self {
+        Self { channels: HashMap::new(), batches: BTreeMap::new(), metered: HashMap::new(), answers: BTreeMap::new() }
+    }
+}
+
+impl<F: Family> Durable<F> {
+    fn apply(&mut self, writes: Vec<Write<F>>) {
         for write in writes {
             match write {
-                Write::Channel(channel) => drop(self.channels.insert(channel.terms.id, *channel)),
+                Write::Channel(channel) => drop(self.channels.insert(channel.terms.id(), *channel)),
                 Write::ForgetChannel(id) => drop(self.channels.remove(&id)),
-                Write::Batch(batch) => drop(self.batches.insert(batch.id, *batch)),
-                Write::Metered(metered) => drop(self.metered.insert(metered.terms.id, *metered)),
+                Write::Batch(batch) => drop(self.batches.insert(batch.key(), *batch)),
+                Write::Metered(metered) => drop(self.metered.insert(metered.key(), *metered)),
                 Write::ForgetMetered(id) => drop(self.metered.remove(&id)),
                 Write::Answer(answer) => drop(self.answers.insert(answer.place, *answer)),
                 Write::ForgetAnswers(places) => self.answers.retain(|place, _| !places.contains(place)),
@@ -71,7 +93,7 @@ impl Durable {
     }
 }
 
-impl MemoryStore {
+impl<F: Family> MemoryStore<F> {
     /// An empty store that works.
     #[must_use]
     pub fn new() -> Self {
@@ -123,7 +145,7 @@ impl MemoryStore {
 
     /// A channel as it would be found after a crash now.
     #[must_use]
-    pub fn durable_channel(&self, id: &Key) -> Option<ChannelRecord> {
+    pub fn durable_channel(&self, id: &F::Id) -> Option<RecordOf<F>> {
         self.state.lock().durable.channels.get(id).cloned()
     }
 
@@ -137,7 +159,7 @@ impl MemoryStore {
     #[allow(clippy::type_complexity, reason = "said in the line above, used once below")]
     fn take(
         &self,
-        writes: Vec<Write>,
+        writes: Vec<Write<F>>,
     ) -> Result<Option<oneshot::Receiver<Result<(), StoreError>>>, Option<StoreError>> {
         let mut state = self.state.lock();
         if state.crashed {
@@ -169,19 +191,19 @@ impl MemoryStore {
 }
 
 #[async_trait]
-impl Store for MemoryStore {
-    async fn load(&self) -> Result<Snapshot, StoreError> {
+impl<F: Family> Store<F> for MemoryStore<F> {
+    async fn load(&self) -> Result<Snapshot<F>, StoreError> {
         let durable = self.state.lock().durable.clone();
         Ok(Snapshot {
             last_batch: durable.batches.keys().next_back().copied().unwrap_or(0),
             channels: durable.channels.into_values().collect(),
-            batches: durable.batches.into_values().filter(|batch| batch.state == BatchState::Signed).collect(),
+            batches: durable.batches.into_values().filter(Journalled::is_open).collect(),
             metered: durable.metered.into_values().collect(),
             answers: durable.answers.values().map(AnswerRecord::mark).collect(),
         })
     }
 
-    async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+    async fn write(&self, writes: Vec<Write<F>>) -> Result<(), StoreError> {
         match self.take(writes) {
             Ok(None) => Ok(()),
             Ok(Some(receiver)) => match receiver.await {
@@ -193,7 +215,7 @@ impl Store for MemoryStore {
         }
     }
 
-    async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
+    async fn batches(&self, limit: usize) -> Result<Vec<F::Batch>, StoreError> {
         Ok(self.state.lock().durable.batches.values().rev().take(limit).cloned().collect())
     }
 

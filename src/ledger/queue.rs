@@ -13,11 +13,11 @@ use crate::amount::Amount;
 
 /// One waiting request; `T` is how it is answered.
 #[derive(Debug)]
-pub(super) struct Waiter<T> {
+pub(super) struct Waiter<T, S> {
     /// Names it.
     pub(super) ticket: u64,
     /// What it wants to pay.
-    pub(super) bid: Bid,
+    pub(super) bid: Bid<S>,
     /// What must be charged before it.
     pub(super) base: Amount,
     /// When it began to wait.
@@ -29,9 +29,9 @@ pub(super) struct Waiter<T> {
     pub(super) answer: T,
 }
 
-impl<T> Waiter<T> {
+impl<T, S> Waiter<T, S> {
     /// A request that begins to wait.
-    pub(super) const fn new(ticket: u64, bid: Bid, base: Amount, since: Instant, answer: T) -> Self {
+    pub(super) fn new(ticket: u64, bid: Bid<S>, base: Amount, since: Instant, answer: T) -> Self {
         Self { ticket, bid, base, since, was_led: false, led: false, answer }
     }
 
@@ -45,15 +45,15 @@ impl<T> Waiter<T> {
 
 /// The waiting requests of one channel.
 #[derive(Debug)]
-pub(super) struct Queue<T>(Vec<Waiter<T>>);
+pub(super) struct Queue<T, S>(Vec<Waiter<T, S>>);
 
-impl<T> Default for Queue<T> {
+impl<T, S> Default for Queue<T, S> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<T> Queue<T> {
+impl<T, S> Queue<T, S> {
     /// How many wait.
     pub(super) const fn len(&self) -> usize {
         self.0.len()
@@ -65,18 +65,18 @@ impl<T> Queue<T> {
     }
 
     /// Joins the queue: by base, and among equals behind those that came before.
-    pub(super) fn join(&mut self, waiter: Waiter<T>) {
+    pub(super) fn join(&mut self, waiter: Waiter<T, S>) {
         let at = self.0.partition_point(|w| w.base <= waiter.base);
         self.0.insert(at, waiter);
     }
 
     /// A waiting request.
-    pub(super) fn get(&self, ticket: u64) -> Option<&Waiter<T>> {
+    pub(super) fn get(&self, ticket: u64) -> Option<&Waiter<T, S>> {
         self.0.iter().find(|w| w.ticket == ticket)
     }
 
     /// Leaves the queue.
-    pub(super) fn leave(&mut self, ticket: u64) -> Option<Waiter<T>> {
+    pub(super) fn leave(&mut self, ticket: u64) -> Option<Waiter<T, S>> {
         let at = self.0.iter().position(|w| w.ticket == ticket)?;
         Some(self.0.remove(at))
     }
@@ -100,25 +100,25 @@ impl<T> Queue<T> {
     }
 
     /// Takes out the request whose turn it is once `charged` is charged and nothing is in flight.
-    pub(super) fn next(&mut self, charged: Amount) -> Option<Waiter<T>> {
+    pub(super) fn next(&mut self, charged: Amount) -> Option<Waiter<T, S>> {
         let at = self.0.iter().position(|w| w.base == charged)?;
         Some(self.0.remove(at))
     }
 
     /// Takes out the requests that can never fit again.
-    pub(super) fn take_behind(&mut self, charged: Amount) -> Vec<Waiter<T>> {
+    pub(super) fn take_behind(&mut self, charged: Amount) -> Vec<Waiter<T, S>> {
         let upto = self.0.partition_point(|w| w.base < charged);
         self.0.drain(..upto).collect()
     }
 
     /// Takes out the requests whose predecessors have failed: they were led, and by the last [`Self::mark`] are no
     /// more.
-    pub(super) fn take_stranded(&mut self) -> Vec<Waiter<T>> {
+    pub(super) fn take_stranded(&mut self) -> Vec<Waiter<T, S>> {
         self.0.extract_if(.., |w| w.was_led && !w.led).collect()
     }
 
     /// Takes out everyone.
-    pub(super) fn take_all(&mut self) -> Vec<Waiter<T>> {
+    pub(super) fn take_all(&mut self) -> Vec<Waiter<T, S>> {
         std::mem::take(&mut self.0)
     }
 }
@@ -131,13 +131,13 @@ mod tests {
     use crate::ledger::channel::Voucher;
     use crate::x402::key::Signature;
 
-    fn waiter(ticket: u64, base: u64, total: u64) -> Waiter<()> {
+    fn waiter(ticket: u64, base: u64, total: u64) -> Waiter<(), Signature> {
         let voucher = Voucher { cumulative: total.into(), signature: Signature([0; 64]) };
         let bid = Bid { voucher, amount: (total - base).into(), deposit_after: None };
         Waiter::new(ticket, bid, base.into(), Instant::now(), ())
     }
 
-    fn led(queue: &Queue<()>) -> Vec<u64> {
+    fn led(queue: &Queue<(), Signature>) -> Vec<u64> {
         queue.0.iter().filter(|w| w.led).map(|w| w.ticket).collect()
     }
 

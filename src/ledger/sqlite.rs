@@ -12,7 +12,6 @@
 mod reader;
 mod tables;
 
-use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,8 +24,9 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use self::reader::Reader;
-use super::channel::Seller;
-use super::store::{Answer, BatchRecord, ChannelRecord, Snapshot, Store, StoreError, TakeChannel, Write};
+use self::tables::{Sellers, Tables};
+use super::channel::{Evm, Svm};
+use super::store::{Answer, RecordOf, Snapshot, Store, StoreError, TakeChannel, Write};
 use crate::telemetry::Telemetry;
 
 /// Channels that a load hands over at a time.
@@ -70,13 +70,66 @@ pub struct SqliteStore {
     path: PathBuf,
 }
 
+/// A family whose records this store keeps.
+trait Kept: Tables {
+    /// Its writes among those of all families.
+    fn writes(writes: Vec<Write<Self>>) -> Writes;
+    /// Its sellers among those of all families.
+    fn sellers(known: &mut Known) -> &mut Sellers<Self>;
+}
+
+/// One call's writes.
+enum Writes {
+    Svm(Vec<Write<Svm>>),
+    Evm(Vec<Write<Evm>>),
+}
+
+/// The sellers that the file knows.
+#[derive(Default)]
+struct Known {
+    svm: Sellers<Svm>,
+    evm: Sellers<Evm>,
+}
+
+impl Kept for Svm {
+    fn writes(writes: Vec<Write>) -> Writes {
+        Writes::Svm(writes)
+    }
+
+    fn sellers(known: &mut Known) -> &mut Sellers<Self> {
+        &mut known.svm
+    }
+}
+
+impl Kept for Evm {
+    fn writes(writes: Vec<Write<Self>>) -> Writes {
+        Writes::Evm(writes)
+    }
+
+    fn sellers(known: &mut Known) -> &mut Sellers<Self> {
+        &mut known.evm
+    }
+}
+
+impl Writes {
+    fn carry_out(&self, connection: &Connection, known: &mut Known) -> rusqlite::Result<()> {
+        match self {
+            Self::Svm(writes) => writes.iter().try_for_each(|write| tables::write(connection, &mut known.svm, write)),
+            Self::Evm(writes) => writes.iter().try_for_each(|write| tables::write(connection, &mut known.evm, write)),
+        }
+    }
+}
+
 /// One call's writes, and who waits for them.
-type Call = (Vec<Write>, oneshot::Sender<Result<(), StoreError>>);
+type Call = (Writes, oneshot::Sender<Result<(), StoreError>>);
+
+/// A question to the file.
+type Read = Box<dyn FnOnce(&Connection, &mut Known, &Path) + Send>;
 
 enum Job {
     Write(Call),
-    Load(mpsc::Sender<Vec<ChannelRecord>>, oneshot::Sender<Result<Snapshot, StoreError>>),
-    Batches(usize, oneshot::Sender<Result<Vec<BatchRecord>, StoreError>>),
+    /// Reads, and answers whoever waits for it.
+    Read(Read),
 }
 
 impl SqliteStore {
@@ -90,7 +143,7 @@ impl SqliteStore {
         let connection = connect(path, &settings).map_err(|why| at(path, &why))?;
         let reader = Some(Reader::open(path)?);
         let (jobs, queue) = mpsc::channel(settings.writes_waiting_max.max(1));
-        let writer = Writer { connection, sellers: Sellers::default(), settings, path: path.to_owned(), failed: None };
+        let writer = Writer { connection, known: Known::default(), settings, path: path.to_owned(), failed: None };
         let thread = std::thread::Builder::new()
             .name("ledger-writer".to_owned())
             .spawn(move || {
@@ -124,8 +177,8 @@ impl Drop for SqliteStore {
 }
 
 #[async_trait]
-impl Store for SqliteStore {
-    async fn load(&self) -> Result<Snapshot, StoreError> {
+impl<F: Kept> Store<F> for SqliteStore {
+    async fn load(&self) -> Result<Snapshot<F>, StoreError> {
         let mut channels = Vec::new();
         let mut take = |channel| {
             channels.push(channel);
@@ -135,10 +188,16 @@ impl Store for SqliteStore {
         Ok(Snapshot { channels, ..snapshot })
     }
 
-    async fn load_each(&self, take: &mut TakeChannel<'_>) -> Result<Snapshot, StoreError> {
-        let (handfuls, mut received) = mpsc::channel(LOAD_WAITING_MAX);
+    async fn load_each(&self, take: &mut TakeChannel<'_, F>) -> Result<Snapshot<F>, StoreError> {
+        let (handfuls, mut received) = mpsc::channel::<Vec<RecordOf<F>>>(LOAD_WAITING_MAX);
         let (answer, outcome) = oneshot::channel();
-        let asked = self.ask(Job::Load(handfuls, answer), outcome);
+        let job = move |connection: &Connection, known: &mut Known, path: &Path| {
+            let hand_over = |channels| handfuls.blocking_send(channels).is_ok();
+            let loaded = tables::load(connection, F::sellers(known), LOAD_CHANNELS, hand_over);
+            drop(handfuls);
+            drop(answer.send(loaded.map_err(|why| at(path, &why))));
+        };
+        let asked = self.ask(Job::Read(Box::new(job)), outcome);
         let taken = async {
             while let Some(handful) = received.recv().await {
                 handful.into_iter().try_for_each(&mut *take)?;
@@ -150,34 +209,31 @@ impl Store for SqliteStore {
         Ok(snapshot)
     }
 
-    async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+    async fn write(&self, writes: Vec<Write<F>>) -> Result<(), StoreError> {
         let (answer, outcome) = oneshot::channel();
-        self.ask(Job::Write((writes, answer)), outcome).await
+        self.ask(Job::Write((F::writes(writes), answer)), outcome).await
     }
 
-    async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError> {
+    async fn batches(&self, limit: usize) -> Result<Vec<F::Batch>, StoreError> {
         let (answer, outcome) = oneshot::channel();
-        self.ask(Job::Batches(limit, answer), outcome).await
+        let job = move |connection: &Connection, _known: &mut Known, path: &Path| {
+            drop(answer.send(tables::batches::<F>(connection, limit).map_err(|why| at(path, &why))));
+        };
+        self.ask(Job::Read(Box::new(job)), outcome).await
     }
 
     async fn answer(&self, place: u64) -> Result<Option<Answer>, StoreError> {
         match &self.reader {
-            Some(reader) => reader.answer(place).await,
+            Some(reader) => reader.answer(F::TEXTS.answer, place).await,
             None => Ok(None),
         }
     }
 }
 
-/// The sellers that the file knows, by their row.
-#[derive(Default)]
-struct Sellers {
-    by_row: HashMap<i64, Arc<Seller>>,
-}
-
 /// The thread that has the file.
 struct Writer {
     connection: Connection,
-    sellers: Sellers,
+    known: Known,
     settings: Settings,
     path: PathBuf,
     failed: Option<StoreError>,
@@ -186,19 +242,19 @@ struct Writer {
 impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut writes = Vec::new();
-        let mut others = Vec::new();
+        let mut reads = Vec::new();
         while let Some(first) = queue.blocking_recv() {
             let mut job = Some(first);
             while let Some(next) = job {
                 match next {
                     Job::Write(call) => writes.push(call),
-                    other => others.push(other),
+                    Job::Read(read) => reads.push(read),
                 }
-                let full = writes.len() >= self.settings.writes_per_flush_max || !others.is_empty();
+                let full = writes.len() >= self.settings.writes_per_flush_max || !reads.is_empty();
                 job = if full { None } else { queue.try_recv().ok() };
             }
             self.flush(&mut writes);
-            others.drain(..).for_each(|job| self.read(job));
+            reads.drain(..).for_each(|read| read(&self.connection, &mut self.known, &self.path));
         }
         if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             tracing::warn!(%error, file = %self.path.display(), "the ledger's log was not folded into its file");
@@ -228,28 +284,10 @@ impl Writer {
 
     fn transact(&mut self, writes: &[Call]) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for write in writes.iter().flat_map(|(writes, _)| writes) {
-            tables::write(&transaction, &mut self.sellers, write)?;
+        for (writes, _) in writes {
+            writes.carry_out(&transaction, &mut self.known)?;
         }
         transaction.commit()
-    }
-
-    fn read(&mut self, job: Job) {
-        match job {
-            // Writes never come here.
-            Job::Write((_, answer)) => drop(answer.send(Err(StoreError("a write went astray".to_owned())))),
-            Job::Load(handfuls, answer) => {
-                let loaded = tables::load(&self.connection, &mut self.sellers, LOAD_CHANNELS, |channels| {
-                    handfuls.blocking_send(channels).is_ok()
-                });
-                drop(handfuls);
-                drop(answer.send(loaded.map_err(|why| at(&self.path, &why))));
-            }
-            Job::Batches(limit, answer) => {
-                let read = tables::batches(&self.connection, limit).map_err(|why| at(&self.path, &why));
-                drop(answer.send(read));
-            }
-        }
     }
 }
 

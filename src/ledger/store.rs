@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::channel::{Channel, OnChain, Terms, Voucher};
+use super::channel::{ChainState, Channel, Family, Journalled, OnChain, Svm, Terms, Voucher};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::x402::Key;
@@ -14,15 +14,15 @@ use crate::x402::key::Signature;
 
 /// A channel as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChannelRecord {
+pub struct ChannelRecord<T = Terms, O = OnChain, S = Signature> {
     /// What never changes.
-    pub terms: Terms,
+    pub terms: T,
     /// The chain's side, as last read.
-    pub on_chain: OnChain,
+    pub on_chain: O,
     /// All that was charged.
     pub charged: Amount,
     /// The voucher accepted last; `None` where nothing was ever charged.
-    pub voucher: Option<Voucher>,
+    pub voucher: Option<Voucher<S>>,
     /// When the oldest charge that is not yet claimed was made; the age that settlement goes by.
     pub unclaimed_since: Option<UnixMillis>,
     /// When the channel was last charged.
@@ -31,15 +31,18 @@ pub struct ChannelRecord {
     pub closed: bool,
 }
 
-impl ChannelRecord {
+/// A family's channel as it is kept.
+pub type RecordOf<F> = ChannelRecord<<F as Family>::Terms, <F as Family>::OnChain, <F as Family>::Signature>;
+
+impl<T, O: ChainState, S: Clone + PartialEq> ChannelRecord<T, O, S> {
     /// A channel's record.
     #[must_use]
-    pub fn of(terms: Terms, channel: &Channel) -> Self {
+    pub fn of(terms: T, channel: &Channel<O, S>) -> Self {
         Self {
             terms,
             on_chain: channel.on_chain,
             charged: channel.charged,
-            voucher: channel.voucher,
+            voucher: channel.voucher.clone(),
             unclaimed_since: channel.unclaimed_since,
             last_used: channel.last_used,
             closed: channel.closed,
@@ -48,12 +51,12 @@ impl ChannelRecord {
 
     /// The channel, with nothing in flight.
     #[must_use]
-    pub const fn channel(&self) -> Channel {
+    pub fn channel(&self) -> Channel<O, S> {
         Channel {
             on_chain: self.on_chain,
             known: true,
             charged: self.charged,
-            voucher: self.voucher,
+            voucher: self.voucher.clone(),
             unclaimed_since: self.unclaimed_since,
             last_used: self.last_used,
             closed: self.closed,
@@ -70,7 +73,7 @@ impl ChannelRecord {
 
     /// The voucher to redeem, where there is something to redeem (invariant L3).
     #[must_use]
-    pub fn redeemable(&self) -> Option<Voucher> {
+    pub fn redeemable(&self) -> Option<Voucher<S>> {
         self.channel().redeemable()
     }
 }
@@ -138,6 +141,31 @@ pub struct MeteredRecord {
     pub close: Option<(Signature, u64)>,
 }
 
+impl Journalled for BatchRecord {
+    type Key = u64;
+
+    fn key(&self) -> u64 {
+        self.id
+    }
+
+    fn is_open(&self) -> bool {
+        self.state == BatchState::Signed
+    }
+}
+
+impl Journalled for MeteredRecord {
+    type Key = Key;
+
+    fn key(&self) -> Key {
+        self.terms.id
+    }
+
+    /// It is forgotten at its end.
+    fn is_open(&self) -> bool {
+        true
+    }
+}
+
 /// What an answer is kept by, in digests: nothing of a client is kept twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnswerId {
@@ -199,18 +227,18 @@ pub struct AnswerMark {
 }
 
 /// One thing to make durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Write {
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write<F: Family = Svm> {
     /// Inserts or replaces a channel.
-    Channel(Box<ChannelRecord>),
+    Channel(Box<RecordOf<F>>),
     /// Forgets a channel that is gone from the chain and owes nothing.
-    ForgetChannel(Key),
+    ForgetChannel(F::Id),
     /// Inserts or replaces a batch.
-    Batch(Box<BatchRecord>),
-    /// Inserts or replaces a metered request's channel.
-    Metered(Box<MeteredRecord>),
-    /// Forgets a metered request's channel that is closed.
-    ForgetMetered(Key),
+    Batch(Box<F::Batch>),
+    /// Inserts or replaces a metered request's payment.
+    Metered(Box<F::Metered>),
+    /// Forgets a metered request's payment that is over.
+    ForgetMetered(F::Id),
     /// Keeps an answer.
     Answer(Box<AnswerRecord>),
     /// Forgets answers by their places.
@@ -223,31 +251,37 @@ pub enum Write {
 pub struct StoreError(pub String);
 
 /// All that a store holds.
-#[derive(Debug, Default)]
-pub struct Snapshot {
+#[derive(Debug)]
+pub struct Snapshot<F: Family = Svm> {
     /// Every channel.
-    pub channels: Vec<ChannelRecord>,
+    pub channels: Vec<RecordOf<F>>,
     /// The batches that are not yet confirmed or dropped.
-    pub batches: Vec<BatchRecord>,
-    /// The metered requests' channels that are not yet closed.
-    pub metered: Vec<MeteredRecord>,
+    pub batches: Vec<F::Batch>,
+    /// The metered requests' payments that are not yet over.
+    pub metered: Vec<F::Metered>,
     /// The greatest batch id ever used.
     pub last_batch: u64,
     /// The kept answers, oldest place first.
     pub answers: Vec<AnswerMark>,
 }
 
+impl<F: Family> Default for Snapshot<F> {
+    fn default() -> Self {
+        Self { channels: Vec::new(), batches: Vec::new(), metered: Vec::new(), last_batch: 0, answers: Vec::new() }
+    }
+}
+
 /// Takes the channels that a store loads.
-pub type TakeChannel<'a> = dyn FnMut(ChannelRecord) -> Result<(), StoreError> + Send + 'a;
+pub type TakeChannel<'a, F = Svm> = dyn FnMut(RecordOf<F>) -> Result<(), StoreError> + Send + 'a;
 
 /// A durable store.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store<F: Family = Svm>: Send + Sync {
     /// Everything that is needed to go on after a restart.
-    async fn load(&self) -> Result<Snapshot, StoreError>;
+    async fn load(&self) -> Result<Snapshot<F>, StoreError>;
     /// The same, with the channels handed over one by one instead of in the snapshot, so that a million of them need
     /// not be in memory twice. Ends with the first error that `take` answers.
-    async fn load_each(&self, take: &mut TakeChannel<'_>) -> Result<Snapshot, StoreError> {
+    async fn load_each(&self, take: &mut TakeChannel<'_, F>) -> Result<Snapshot<F>, StoreError> {
         let mut snapshot = self.load().await?;
         for channel in std::mem::take(&mut snapshot.channels) {
             take(channel)?;
@@ -256,9 +290,9 @@ pub trait Store: Send + Sync {
     }
     /// Makes all of `writes` durable, or none. Concurrent calls share one disk flush. Writes of one channel are applied
     /// in the order in which the calls were made.
-    async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError>;
+    async fn write(&self, writes: Vec<Write<F>>) -> Result<(), StoreError>;
     /// The newest batches, newest first, for people and reconciliation.
-    async fn batches(&self, limit: usize) -> Result<Vec<BatchRecord>, StoreError>;
+    async fn batches(&self, limit: usize) -> Result<Vec<F::Batch>, StoreError>;
     /// A kept answer; `None` where it is not there. Does not wait for writes and does not hold them up. A store that
     /// keeps none says `None`: then a client that asks for a lost answer is served like any other.
     async fn answer(&self, _place: u64) -> Result<Option<Answer>, StoreError> {

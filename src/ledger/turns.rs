@@ -22,18 +22,17 @@ use tokio::time::{Instant, timeout_at};
 use super::answers::Answers;
 use super::book::{Book, Closing, Held, Slot};
 use super::changes::Pen;
-use super::channel::{Bid, Channel, Denied, Seller};
+use super::channel::{Bid, BidOf, Channel, ChannelTerms, Denied, Family, Moment};
 use super::queue::Waiter;
-use super::store::{ChannelRecord, Store, StoreError};
+use super::store::{Store, StoreError};
 use super::{CloseGuard, Entry, Limits, Refused, Reservation};
 use crate::amount::Amount;
 use crate::clock::Clock;
-use crate::x402::Key;
 
 /// What the ledger's parts share.
-pub(super) struct Core {
-    pub(super) book: Book,
-    pub(super) store: Arc<dyn Store>,
+pub(super) struct Core<F: Family> {
+    pub(super) book: Book<F>,
+    pub(super) store: Arc<dyn Store<F>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) answers: Answers,
     limits: Limits,
@@ -42,15 +41,15 @@ pub(super) struct Core {
 }
 
 /// Something to hand out once no lock is held.
-pub(super) enum Answer {
-    Turn(oneshot::Sender<Result<Reservation, Refused>>, Result<Reservation, Refused>),
-    Close(oneshot::Sender<CloseGuard>, CloseGuard),
-    Pen(oneshot::Sender<Pen>, Pen),
-    Stop(Arc<Core>, &'static str),
+pub(super) enum Answer<F: Family> {
+    Turn(oneshot::Sender<Result<Reservation<F>, Refused<F>>>, Result<Reservation<F>, Refused<F>>),
+    Close(oneshot::Sender<CloseGuard<F>>, CloseGuard<F>),
+    Pen(oneshot::Sender<Pen<F>>, Pen<F>),
+    Stop(Arc<Core<F>>, &'static str),
 }
 
 /// Hands answers out. What nobody takes is dropped here, which gives it back.
-pub(super) fn hand_out(answers: Vec<Answer>) {
+pub(super) fn hand_out<F: Family>(answers: Vec<Answer<F>>) {
     for answer in answers {
         match answer {
             Answer::Turn(to, answer) => drop(to.send(answer)),
@@ -62,11 +61,11 @@ pub(super) fn hand_out(answers: Vec<Answer>) {
 }
 
 /// How a request came in.
-pub(super) enum Entered {
+pub(super) enum Entered<F: Family> {
     /// Its price is reserved.
-    Served(Reservation),
+    Served(Reservation<F>),
     /// It waits.
-    Waits(Waiting),
+    Waits(Waiting<F>),
 }
 
 /// Why a price is not reserved now.
@@ -75,8 +74,8 @@ enum NotNow {
     Exposure,
 }
 
-impl Core {
-    pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
+impl<F: Family> Core<F> {
+    pub(super) fn new(store: Arc<dyn Store<F>>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
         Self {
             book: Book::new(limits.clone()),
             store,
@@ -120,23 +119,28 @@ impl Core {
         }
     }
 
+    fn moment(&self) -> Moment {
+        Moment { now: self.clock.now(), margin: self.limits.withdraw_margin }
+    }
+
     pub(super) fn ticket(&self) -> u64 {
         self.tickets.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Reserves a request's price or lets it wait.
-    pub(super) fn enter(self: &Arc<Self>, entry: &Entry) -> Result<Entered, Refused> {
+    pub(super) fn enter(self: &Arc<Self>, entry: &Entry<F>) -> Result<Entered<F>, Refused<F>> {
         self.running().map_err(Refused::Stopped)?;
-        let bid = Bid { voucher: entry.voucher, amount: entry.amount, deposit_after: entry.deposit_after };
+        let bid = Bid { voucher: entry.voucher.clone(), amount: entry.amount, deposit_after: entry.deposit_after };
         if let Some(max) = self.limits.channel_charged_max.filter(|max| bid.voucher.cumulative > *max) {
             return Err(Refused::ExceedsDeposit { deposit: max });
         }
-        let id = entry.terms.id;
+        let id = entry.terms.id();
         let mut answers = Vec::new();
-        let arrive = |slot: &mut Slot| self.arrive(slot, &entry.terms.seller, bid, &mut answers);
-        let entered = if bid.deposit_after.is_some() {
+        let arrive = |slot: &mut Slot<F>| self.arrive(slot, entry.terms.seller(), bid, &mut answers);
+        let entered = if entry.deposit_after.is_some() {
             let mut terms = entry.terms.clone();
-            terms.seller = self.book.seller(&terms.seller);
+            let seller = self.book.seller(terms.seller());
+            terms.set_seller(seller);
             let now = self.clock.now();
             Some(self.book.with_or_enter(&id, || Slot::new(terms, &Channel::proposed(now)), arrive))
         } else {
@@ -148,16 +152,16 @@ impl Core {
 
     fn arrive(
         self: &Arc<Self>,
-        slot: &mut Slot,
-        seller: &Arc<Seller>,
-        bid: Bid,
-        answers: &mut Vec<Answer>,
-    ) -> Result<Entered, Refused> {
-        if !same_deal(&slot.terms.seller, seller) {
+        slot: &mut Slot<F>,
+        seller: &Arc<F::Seller>,
+        bid: BidOf<F>,
+        answers: &mut Vec<Answer<F>>,
+    ) -> Result<Entered<F>, Refused<F>> {
+        if !Arc::ptr_eq(slot.terms.seller(), seller) && !F::Terms::same_deal(slot.terms.seller(), seller) {
             return Err(Refused::Unknown);
         }
         self.end_lapsed(slot, answers);
-        match self.grant(slot, bid) {
+        match self.grant(slot, bid.clone()) {
             Ok(reservation) => {
                 self.mark(slot);
                 Ok(Entered::Served(reservation))
@@ -167,12 +171,12 @@ impl Core {
         }
     }
 
-    fn line_up(self: &Arc<Self>, slot: &mut Slot, bid: Bid) -> Result<Waiting, Refused> {
+    fn line_up(self: &Arc<Self>, slot: &mut Slot<F>, bid: BidOf<F>) -> Result<Waiting<F>, Refused<F>> {
         let channel = slot.channel();
-        let id = slot.terms.id;
+        let id = slot.terms.id();
         let work = slot.work();
-        let brought = [channel.reserved.and_then(|held| held.deposit_after), work.queue.deposit_after()];
-        let deposit = brought.into_iter().flatten().fold(channel.deposit_for(&bid), Amount::max);
+        let brought = [channel.reserved.as_ref().and_then(|held| held.deposit_after), work.queue.deposit_after()];
+        let deposit = brought.into_iter().flatten().fold(channel.deposit_for(&bid, self.moment()), Amount::max);
         if bid.voucher.cumulative > deposit {
             return Err(Refused::ExceedsDeposit { deposit });
         }
@@ -190,20 +194,27 @@ impl Core {
     }
 
     /// Reserves, and makes the reservation that says so.
-    fn grant(self: &Arc<Self>, slot: &mut Slot, bid: Bid) -> Result<Reservation, NotNow> {
+    fn grant(self: &Arc<Self>, slot: &mut Slot<F>, bid: BidOf<F>) -> Result<Reservation<F>, NotNow> {
         let channel = slot.channel();
-        channel.reserve(bid).map_err(NotNow::Denied)?;
-        if !self.book.room(bid.amount, channel.exposure()) {
+        let (amount, exposure) = (bid.amount, channel.exposure());
+        channel.reserve(bid.clone(), self.moment()).map_err(NotNow::Denied)?;
+        if !self.book.room(amount, exposure) {
             return Err(NotNow::Exposure);
         }
         let ticket = self.ticket();
         let now = Instant::now();
         let expires = now.checked_add(self.limits.reservation_max).unwrap_or(now);
         slot.work().held = Some(Held { ticket, bid, expires, committing: false });
-        Ok(Reservation { core: Arc::clone(self), id: slot.terms.id, ticket, amount: bid.amount, over: false })
+        Ok(Reservation { core: Arc::clone(self), id: slot.terms.id(), ticket, amount, charge: None, over: false })
     }
 
-    fn refused(self: &Arc<Self>, slot: &Slot, bid: &Bid, why: NotNow, answers: &mut Vec<Answer>) -> Refused {
+    fn refused(
+        self: &Arc<Self>,
+        slot: &Slot<F>,
+        bid: &BidOf<F>,
+        why: NotNow,
+        answers: &mut Vec<Answer<F>>,
+    ) -> Refused<F> {
         match why {
             NotNow::Exposure => Refused::Exposure,
             NotNow::Denied(Denied::Unknown) => Refused::Unknown,
@@ -214,6 +225,7 @@ impl Core {
                 | Denied::Ahead { .. }
                 | Denied::Occupied
                 | Denied::NotReserved
+                | Denied::NotTheCharge
                 | Denied::Implausible,
             ) => mismatch(slot, bid),
             NotNow::Denied(Denied::Broken(what)) => {
@@ -225,7 +237,7 @@ impl Core {
 
     /// Lets those go whose turn has come, and refuses those who can no longer have one. `settled` says that a request
     /// in flight has ended, so that whoever was led only by it has lost its predecessor.
-    pub(super) fn advance(self: &Arc<Self>, slot: &mut Slot, mut settled: bool, answers: &mut Vec<Answer>) {
+    pub(super) fn advance(self: &Arc<Self>, slot: &mut Slot<F>, mut settled: bool, answers: &mut Vec<Answer<F>>) {
         loop {
             let channel = slot.channel();
             let Some(work) = slot.going_on() else { return };
@@ -237,7 +249,7 @@ impl Core {
                 if channel.reserved.is_none() {
                     turn = work.queue.next(channel.charged);
                 }
-                let leads = channel.reserved.or(turn.as_ref().map(|w| w.bid));
+                let leads = channel.reserved.as_ref().or(turn.as_ref().map(|w| &w.bid));
                 work.queue.mark(channel.charged, leads.map(|bid| bid.voucher.cumulative));
                 if settled {
                     refused.extend(work.queue.take_stranded());
@@ -254,7 +266,8 @@ impl Core {
                 answers.push(Answer::Turn(waiter.answer, Err(why)));
             }
             let Some(waiter) = turn else { break };
-            let granted = self.grant(slot, waiter.bid).map_err(|why| self.refused(slot, &waiter.bid, why, answers));
+            let granted =
+                self.grant(slot, waiter.bid.clone()).map_err(|why| self.refused(slot, &waiter.bid, why, answers));
             // A request that is refused when its turn comes ends there, and so leads nobody.
             settled |= granted.is_err();
             answers.push(Answer::Turn(waiter.answer, granted));
@@ -262,8 +275,8 @@ impl Core {
         self.let_closer_in(slot, answers);
     }
 
-    fn let_closer_in(self: &Arc<Self>, slot: &mut Slot, answers: &mut Vec<Answer>) {
-        let id = slot.terms.id;
+    fn let_closer_in(self: &Arc<Self>, slot: &mut Slot<F>, answers: &mut Vec<Answer<F>>) {
+        let id = slot.terms.id();
         let Some(work) = slot.going_on() else { return };
         if work.held.is_some() {
             return;
@@ -279,7 +292,7 @@ impl Core {
         }
     }
 
-    fn mark(&self, slot: &mut Slot) {
+    fn mark(&self, slot: &mut Slot<F>) {
         let channel = slot.channel();
         if let Some(work) = slot.going_on()
             && !work.queue.is_empty()
@@ -288,13 +301,13 @@ impl Core {
         }
     }
 
-    fn deadline(&self, slot: &mut Slot, ticket: u64) -> Option<Instant> {
+    fn deadline(&self, slot: &mut Slot<F>, ticket: u64) -> Option<Instant> {
         let waiter = slot.going_on()?.queue.get(ticket)?;
         Some(waiter.deadline(self.limits.wait_max, self.limits.gap_wait_max))
     }
 
     /// Ends the request in flight that `ticket` names, uncharged.
-    pub(super) fn release(self: &Arc<Self>, id: &Key, ticket: u64) {
+    pub(super) fn release(self: &Arc<Self>, id: &F::Id, ticket: u64) {
         let mut answers = Vec::new();
         self.book.with(id, |slot| {
             let held = slot.going_on().and_then(|work| work.held.take_if(|held| held.ticket == ticket));
@@ -305,17 +318,17 @@ impl Core {
         hand_out(answers);
     }
 
-    fn end_lapsed(self: &Arc<Self>, slot: &mut Slot, answers: &mut Vec<Answer>) {
+    fn end_lapsed(self: &Arc<Self>, slot: &mut Slot<F>, answers: &mut Vec<Answer<F>>) {
         let Some(work) = slot.going_on() else { return };
         let now = Instant::now();
         if work.held.take_if(|held| !held.committing && held.expires <= now).is_some() {
-            tracing::warn!(channel = %slot.terms.id, "a request in flight was neither committed nor released in time");
+            tracing::warn!(channel = %slot.terms.id(), "a request in flight was neither committed nor released in time");
             self.advance(slot, true, answers);
         }
     }
 
     /// Removes a request that no longer waits; whoever it led keeps waiting until the request in flight ends.
-    fn leave(&self, id: &Key, ticket: u64) {
+    fn leave(&self, id: &F::Id, ticket: u64) {
         self.book.with(id, |slot| {
             if slot.going_on().and_then(|work| work.queue.leave(ticket)).is_some() {
                 self.mark(slot);
@@ -324,7 +337,7 @@ impl Core {
     }
 
     /// A waiting request's time is up: how much longer it may wait after all, or what it is answered.
-    fn overdue(&self, id: &Key, ticket: u64) -> Overdue {
+    fn overdue(&self, id: &F::Id, ticket: u64) -> Overdue<F> {
         let overdue = self.book.with(id, |slot| {
             let Some(deadline) = self.deadline(slot, ticket) else { return Overdue::Answered };
             if deadline > Instant::now() {
@@ -367,7 +380,7 @@ impl Core {
         let mut lapsed = Vec::new();
         self.book.for_each_busy(part, |terms, work| {
             if work.held.as_ref().is_some_and(|held| !held.committing && held.expires <= now) {
-                lapsed.push(terms.id);
+                lapsed.push(terms.id());
             }
         });
         for id in lapsed {
@@ -378,7 +391,7 @@ impl Core {
     }
 
     /// Takes a channel out of service once no request is in flight.
-    pub(super) async fn begin_close(self: &Arc<Self>, id: &Key) -> Result<CloseGuard, Refused> {
+    pub(super) async fn begin_close(self: &Arc<Self>, id: &F::Id) -> Result<CloseGuard<F>, Refused<F>> {
         self.running().map_err(Refused::Stopped)?;
         let (answer, receiver) = oneshot::channel();
         let ticket = self.ticket();
@@ -410,7 +423,7 @@ impl Core {
     }
 
     /// Gives a close of ours up.
-    pub(super) fn abandon_close(self: &Arc<Self>, id: &Key, ticket: u64) {
+    pub(super) fn abandon_close(self: &Arc<Self>, id: &F::Id, ticket: u64) {
         let given_up = self.book.with(id, |slot| {
             slot.going_on().and_then(|work| {
                 work.closing.take_if(|closing| match closing {
@@ -423,25 +436,25 @@ impl Core {
 }
 
 /// A request that waits for its turn. Dropped, it leaves the queue.
-pub(super) struct Waiting {
-    core: Arc<Core>,
-    id: Key,
+pub(super) struct Waiting<F: Family> {
+    core: Arc<Core<F>>,
+    id: F::Id,
     ticket: u64,
     deadline: Option<Instant>,
-    receiver: oneshot::Receiver<Result<Reservation, Refused>>,
+    receiver: oneshot::Receiver<Result<Reservation<F>, Refused<F>>>,
     over: bool,
 }
 
-enum Overdue {
+enum Overdue<F: Family> {
     Later(Instant),
-    Refused(Refused),
+    Refused(Refused<F>),
     /// The answer is on its way.
     Answered,
 }
 
-impl Waiting {
+impl<F: Family> Waiting<F> {
     /// Waits for the answer.
-    pub(super) async fn answer(mut self) -> Result<Reservation, Refused> {
+    pub(super) async fn answer(mut self) -> Result<Reservation<F>, Refused<F>> {
         loop {
             let answer = match self.deadline {
                 Some(deadline) => timeout_at(deadline, &mut self.receiver).await,
@@ -463,7 +476,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl<F: Family> Drop for Waiting<F> {
     fn drop(&mut self) {
         if !self.over {
             self.core.leave(&self.id, self.ticket);
@@ -472,14 +485,14 @@ impl Drop for Waiting {
 }
 
 /// A close that waits for the request in flight. Dropped, it is given up.
-struct AwaitedClose<'a> {
-    core: &'a Arc<Core>,
-    id: Key,
+struct AwaitedClose<'a, F: Family> {
+    core: &'a Arc<Core<F>>,
+    id: F::Id,
     ticket: u64,
     over: bool,
 }
 
-impl Drop for AwaitedClose<'_> {
+impl<F: Family> Drop for AwaitedClose<'_, F> {
     fn drop(&mut self) {
         if !self.over {
             self.core.abandon_close(&self.id, self.ticket);
@@ -487,21 +500,8 @@ impl Drop for AwaitedClose<'_> {
     }
 }
 
-fn mismatch(slot: &Slot, bid: &Bid) -> Refused {
-    let channel: ChannelRecord = slot.record();
+fn mismatch<F: Family>(slot: &Slot<F>, bid: &BidOf<F>) -> Refused<F> {
+    let channel = slot.record();
     let expected = channel.charged.saturating_add(bid.amount);
     Refused::CumulativeMismatch { expected, got: bid.voucher.cumulative, channel: Box::new(channel) }
-}
-
-/// Whether a channel of the one seller's is a channel of the other's: all that its address or its opening fixed is the
-/// same. A channel from before a change of `pay_to` pays the old receiver, so it does not pay for the new offers.
-fn same_deal(ours: &Arc<Seller>, theirs: &Arc<Seller>) -> bool {
-    Arc::ptr_eq(ours, theirs)
-        || (ours.network == theirs.network
-            && ours.mint == theirs.mint
-            && ours.token_program == theirs.token_program
-            && ours.pay_to == theirs.pay_to
-            && ours.fee_payer == theirs.fee_payer
-            && ours.receiver_authorizer == theirs.receiver_authorizer
-            && ours.withdraw_delay == theirs.withdraw_delay)
 }

@@ -1,6 +1,8 @@
 //! Reason codes: what `error`, `invalidReason` and `errorReason` say, exactly as the specifications spell them.
 //!
-//! Sources: `scheme_batch_settlement_svm.md` section 7, `scheme_upto_svm.md` section 7, x402 v2 section 9.
+//! Sources: `scheme_batch_settlement_svm.md` section 7, `scheme_upto_svm.md` section 7,
+//! `scheme_batch_settlement_evm.md` ("Error Codes"), `scheme_upto_evm.md` section 4, section 9 of x402 versions 2 and
+//! 1. What these leave open of Permit2 is named as the reference package (npm's `@x402/evm`) names it.
 
 use std::fmt;
 
@@ -13,6 +15,15 @@ macro_rules! reasons {
         impl Reason {
             /// Every reason, for tables and metrics.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The reason of a code on the wire, where it is one of these.
+            #[must_use]
+            pub fn parse(code: &str) -> Option<Self> {
+                match code {
+                    $($text => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
 
             /// The code on the wire.
             #[must_use]
@@ -38,6 +49,8 @@ reasons! {
     InvalidRequirements = "invalid_payment_requirements",
     /// The payer's token account holds too little.
     InsufficientFunds = "insufficient_funds",
+    /// A facilitator refuses the payment with a code that is none of these.
+    UnexpectedVerifyError = "unexpected_verify_error",
     /// Something of ours failed while the payment was handled.
     UnexpectedSettleError = "unexpected_settle_error",
     /// The settlement was sent and is not confirmed yet.
@@ -125,6 +138,147 @@ reasons! {
     /// The open transaction is not safe to sign.
     UptoOpenTransaction = "invalid_upto_svm_payload_open_transaction",
 
+    /// `type` does not fit the operation.
+    EvmBatchPayloadType = "invalid_batch_settlement_evm_payload_type",
+    /// A deposit cannot be read.
+    EvmBatchDepositPayload = "invalid_batch_settlement_evm_deposit_payload",
+    /// A voucher cannot be read.
+    EvmBatchVoucherPayload = "invalid_batch_settlement_evm_voucher_payload",
+    /// A refund cannot be read.
+    EvmBatchRefundPayload = "invalid_batch_settlement_evm_refund_payload",
+    /// A claim cannot be read.
+    EvmBatchClaimPayload = "invalid_batch_settlement_evm_claim_payload",
+    /// A settlement cannot be read.
+    EvmBatchSettlePayload = "invalid_batch_settlement_evm_settle_payload",
+    /// A settlement asks for something unknown.
+    EvmBatchUnknownSettleAction = "invalid_batch_settlement_evm_unknown_settle_action",
+    /// `scheme` is not `batch-settlement`.
+    EvmBatchScheme = "invalid_batch_settlement_evm_scheme",
+    /// `accepted.network` is not the network of the requirements.
+    EvmBatchNetworkMismatch = "invalid_batch_settlement_evm_network_mismatch",
+    /// The token's EIP-712 name or version is missing from the requirements.
+    EvmBatchMissingEip712Domain = "invalid_batch_settlement_evm_missing_eip712_domain",
+    /// The channel's terms do not hash to its id.
+    EvmBatchChannelIdMismatch = "invalid_batch_settlement_evm_channel_id_mismatch",
+    /// The channel's receiver is not `payTo`.
+    EvmBatchReceiverMismatch = "invalid_batch_settlement_evm_receiver_mismatch",
+    /// The channel's receiver authorizer is not the offered one.
+    EvmBatchReceiverAuthorizerMismatch = "invalid_batch_settlement_evm_receiver_authorizer_mismatch",
+    /// Whoever signs for the receiver is not the channel's receiver authorizer.
+    EvmBatchAuthorizerAddressMismatch = "invalid_batch_settlement_evm_authorizer_address_mismatch",
+    /// The channel's token is not `asset`.
+    EvmBatchTokenMismatch = "invalid_batch_settlement_evm_token_mismatch",
+    /// The channel's withdrawal delay is not the offered one.
+    EvmBatchWithdrawDelayMismatch = "invalid_batch_settlement_evm_withdraw_delay_mismatch",
+    /// The withdrawal delay is not 15 minutes to 30 days.
+    EvmBatchWithdrawDelayOutOfRange = "invalid_batch_settlement_evm_withdraw_delay_out_of_range",
+    /// The voucher's signature is not by whom it must be.
+    EvmBatchVoucherSignature = "invalid_batch_settlement_evm_voucher_signature",
+    /// The voucher's total is not what was charged plus the price.
+    EvmBatchCumulativeAmountMismatch = "invalid_batch_settlement_evm_cumulative_amount_mismatch",
+    /// The voucher's total is above the channel's balance.
+    EvmBatchCumulativeExceedsBalance = "invalid_batch_settlement_evm_cumulative_exceeds_balance",
+    /// The voucher's total is not above what was claimed.
+    EvmBatchCumulativeBelowClaimed = "invalid_batch_settlement_evm_cumulative_below_claimed",
+    /// The charge would be above the voucher's total.
+    EvmBatchChargeExceedsSigned = "invalid_batch_settlement_evm_charge_exceeds_signed_cumulative",
+    /// Another request of the channel is being served.
+    EvmBatchChannelBusy = "invalid_batch_settlement_evm_channel_busy",
+    /// The channel has no balance on chain.
+    EvmBatchChannelNotFound = "invalid_batch_settlement_evm_channel_not_found",
+    /// There is no such channel here.
+    EvmBatchMissingChannel = "invalid_batch_settlement_evm_missing_channel",
+    /// The channel cannot be read from the chain.
+    EvmBatchChannelStateReadFailed = "invalid_batch_settlement_evm_channel_state_read_failed",
+    /// The chain cannot be read.
+    EvmBatchRpcReadFailed = "invalid_batch_settlement_evm_rpc_read_failed",
+    /// A deposit needs an EIP-3009 authorization.
+    EvmBatchErc3009Required = "invalid_batch_settlement_evm_erc3009_authorization_required",
+    /// The EIP-3009 authorization's signature is not the payer's.
+    EvmBatchReceiveSignature = "invalid_batch_settlement_evm_receive_authorization_signature",
+    /// The EIP-3009 authorization is not good yet.
+    EvmBatchValidAfter = "invalid_batch_settlement_evm_payload_authorization_valid_after",
+    /// The EIP-3009 authorization has expired, or is about to.
+    EvmBatchValidBefore = "invalid_batch_settlement_evm_payload_authorization_valid_before",
+    /// A deposit needs a Permit2 authorization.
+    EvmBatchPermit2Required = "invalid_batch_settlement_evm_permit2_authorization_required",
+    /// The Permit2 authorization's signature is not the payer's.
+    EvmBatchPermit2Signature = "invalid_batch_settlement_evm_permit2_invalid_signature",
+    /// The Permit2 authorization is for another spender than the collector.
+    EvmBatchPermit2Spender = "invalid_batch_settlement_evm_permit2_invalid_spender",
+    /// The Permit2 authorization's amount is not the deposit's.
+    EvmBatchPermit2Amount = "invalid_batch_settlement_evm_permit2_amount_mismatch",
+    /// The Permit2 authorization has expired, or is about to.
+    EvmBatchPermit2Expired = "invalid_batch_settlement_evm_permit2_deadline_expired",
+    /// The payer must let Permit2 move the token first.
+    EvmBatchPermit2Allowance = "invalid_batch_settlement_evm_permit2_allowance_required",
+    /// The deposit is below the merchant's minimum (the reference package's code; the specification has none).
+    EvmBatchDepositBelowMin = "invalid_batch_settlement_evm_deposit_below_min_deposit",
+    /// The payer holds too little of the token for the deposit.
+    EvmBatchInsufficientBalance = "invalid_batch_settlement_evm_insufficient_balance",
+    /// The deposit would fail on chain.
+    EvmBatchDepositSimulation = "invalid_batch_settlement_evm_deposit_simulation_failed",
+    /// The deposit failed on chain.
+    EvmBatchDepositTransaction = "invalid_batch_settlement_evm_deposit_transaction_failed",
+    /// The claim would fail on chain.
+    EvmBatchClaimSimulation = "invalid_batch_settlement_evm_claim_simulation_failed",
+    /// The claim failed on chain.
+    EvmBatchClaimTransaction = "invalid_batch_settlement_evm_claim_transaction_failed",
+    /// Nothing is claimed that is not settled.
+    EvmBatchNothingToSettle = "invalid_batch_settlement_evm_nothing_to_settle",
+    /// The settlement would fail on chain.
+    EvmBatchSettleSimulation = "invalid_batch_settlement_evm_settle_simulation_failed",
+    /// The settlement failed on chain.
+    EvmBatchSettleTransaction = "invalid_batch_settlement_evm_settle_transaction_failed",
+    /// A refund's amount is no number above zero.
+    EvmBatchRefundAmount = "invalid_batch_settlement_evm_refund_amount_invalid",
+    /// There is nothing to give back.
+    EvmBatchRefundNoBalance = "invalid_batch_settlement_evm_refund_no_balance",
+    /// The refund would fail on chain.
+    EvmBatchRefundSimulation = "invalid_batch_settlement_evm_refund_simulation_failed",
+    /// The refund failed on chain.
+    EvmBatchRefundTransaction = "invalid_batch_settlement_evm_refund_transaction_failed",
+    /// A transaction reverted.
+    EvmBatchReverted = "invalid_batch_settlement_evm_transaction_reverted",
+    /// A transaction was sent, and what became of it is not known.
+    EvmBatchReceipt = "invalid_batch_settlement_evm_wait_for_receipt_failed",
+
+    /// The authorization is not good yet.
+    ExactEvmValidAfter = "invalid_exact_evm_payload_authorization_valid_after",
+    /// The authorization has expired, or is about to.
+    ExactEvmValidBefore = "invalid_exact_evm_payload_authorization_valid_before",
+    /// The authorization's value is not the price (version 1's code).
+    ExactEvmValue = "invalid_exact_evm_payload_authorization_value",
+    /// The authorization's value is not the price.
+    ExactEvmValueMismatch = "invalid_exact_evm_payload_authorization_value_mismatch",
+    /// The authorization's signature is not the payer's.
+    ExactEvmSignature = "invalid_exact_evm_payload_signature",
+    /// The authorization pays somebody else.
+    ExactEvmRecipient = "invalid_exact_evm_payload_recipient_mismatch",
+    /// The transaction failed on chain.
+    InvalidTransactionState = "invalid_transaction_state",
+
+    /// The Permit2 authorization is for another spender than the scheme's proxy.
+    Permit2Spender = "invalid_permit2_spender",
+    /// The Permit2 authorization pays somebody else.
+    Permit2Recipient = "invalid_permit2_recipient_mismatch",
+    /// The Permit2 authorization has expired, or is about to.
+    Permit2Expired = "permit2_deadline_expired",
+    /// The Permit2 authorization is not good yet.
+    Permit2NotYetValid = "permit2_not_yet_valid",
+    /// The Permit2 authorization's amount is not the price.
+    Permit2Amount = "permit2_amount_mismatch",
+    /// The Permit2 authorization is for another token.
+    Permit2Token = "permit2_token_mismatch",
+    /// The Permit2 authorization's signature is not the payer's.
+    Permit2Signature = "invalid_permit2_signature",
+    /// The payer must let Permit2 move the token first.
+    Permit2Allowance = "permit2_allowance_required",
+    /// The Permit2 authorization is bound to another facilitator.
+    UptoEvmFacilitator = "upto_facilitator_mismatch",
+    /// The charge is above the authorized amount.
+    UptoEvmSettlementExceedsAmount = "invalid_upto_evm_payload_settlement_exceeds_amount",
+
     /// The merchant's limit of unredeemed charges is reached.
     ExposureLimit = "exposure_limit",
     /// Too many requests of this channel wait already, or this one waited too long.
@@ -137,8 +291,35 @@ reasons! {
     ChainUnavailable = "chain_unavailable",
 }
 
+impl Reason {
+    /// Whether the payment could not even be read, which is the sender's program's fault and not the payment's.
+    #[must_use]
+    pub const fn is_malformed(self) -> bool {
+        matches!(
+            self,
+            Self::InvalidPayload
+                | Self::EvmBatchDepositPayload
+                | Self::EvmBatchVoucherPayload
+                | Self::EvmBatchRefundPayload
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_reasons_have_one_code() {
+        let codes: HashSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(codes.len(), Reason::ALL.len());
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use turnpike::amount::Amount;
 use turnpike::layer::Verdict;
 use turnpike::scheme::svm::program::ChannelStatus;
-use turnpike::x402::Reason;
+use turnpike::x402::{Account, Reason};
 
 use crate::doubles::{Client, House, address, header, seller};
 use crate::upstream::{BODY, Behaviour, Site};
@@ -77,7 +77,7 @@ async fn the_upstream_learns_who_paid_and_sees_no_payment() {
     assert_eq!(seen.headers["turnpike-amount"], "1000");
     assert_eq!(seen.headers["turnpike-channel"], client.terms.id.to_string());
     assert_eq!(seen.headers["turnpike-network"], seller().network.as_str());
-    assert_eq!(seen.paid.unwrap().payer, client.terms.payer);
+    assert_eq!(seen.paid.unwrap().payer, Account::Svm(client.terms.payer));
     assert_eq!(&*seen.body, BODY);
 }
 

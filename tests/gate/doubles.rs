@@ -22,7 +22,7 @@ use turnpike::facilitator::{
     SettledDeposit,
 };
 use turnpike::gate::charge::{Count, Meter, Missing, Report, Term, UnitPrice};
-use turnpike::gate::route::{Offer, Pricing, Route};
+use turnpike::gate::route::{Offer, Payee, Pricing, Route};
 use turnpike::gate::{Gate, Options, Retry};
 use turnpike::ledger::answers::AnswerLimits;
 use turnpike::ledger::channel::{OnChain, Seller, Terms};
@@ -66,7 +66,7 @@ pub fn seller() -> Arc<Seller> {
 
 fn offer(amount: u64) -> Offer {
     Offer {
-        seller: seller(),
+        payee: Payee::Svm(seller()),
         amount: amount.into(),
         min_deposit: Some(Amount::new(20_000)),
         max_timeout_seconds: 300,
@@ -329,6 +329,7 @@ impl House {
             exposure_max: None,
             channel_exposure_max: None,
             channel_charged_max: None,
+            withdraw_margin: Duration::ZERO,
             waiters_per_channel_max: 8,
             wait_max: Duration::from_millis(200),
             gap_wait_max: Duration::from_millis(20),

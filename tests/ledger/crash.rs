@@ -177,7 +177,7 @@ async fn a_store_that_holds_what_cannot_be_is_refused() {
     pay(&ledger, 1, 10, 10).await;
     let mut record = store.durable_channel(&terms(1).id).unwrap();
     record.charged = 11u64.into();
-    let store = MemoryStore::new();
+    let store = MemoryStore::<turnpike::ledger::channel::Svm>::new();
     store.write(vec![Write::Channel(Box::new(record))]).await.unwrap();
     let opened = Ledger::open(Arc::new(store), Arc::new(ManualClock::default()), limits()).await;
     assert!(opened.unwrap_err().to_string().contains("restore a backup"));

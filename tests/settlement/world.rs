@@ -333,6 +333,7 @@ async fn open(store: &Arc<TestStore>, clock: &Arc<ManualClock>) -> Arc<Ledger> {
         exposure_max: None,
         channel_exposure_max: None,
         channel_charged_max: None,
+        withdraw_margin: Duration::ZERO,
         waiters_per_channel_max: 4,
         wait_max: Duration::from_secs(1),
         gap_wait_max: Duration::from_secs(1),

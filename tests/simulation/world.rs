@@ -16,7 +16,7 @@ use turnpike::clock::Clock;
 use turnpike::facilitator::Facilitator;
 use turnpike::facilitator::local::LocalFacilitator;
 use turnpike::gate::charge::Meter;
-use turnpike::gate::route::{Offer, Pricing, Route};
+use turnpike::gate::route::{Offer, Payee, Pricing, Route};
 use turnpike::gate::{Gate, Options as GateOptions, Outcome};
 use turnpike::ledger::channel::{Seller, Terms};
 use turnpike::ledger::memory::MemoryStore;
@@ -86,7 +86,7 @@ impl Shop {
             network,
         });
         let offer = |amount: u64| Offer {
-            seller: Arc::clone(&seller),
+            payee: Payee::Svm(Arc::clone(&seller)),
             amount: amount.into(),
             min_deposit: None,
             max_timeout_seconds: METERED_SECONDS,

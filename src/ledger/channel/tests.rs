@@ -3,8 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::scheme::svm::program::ChannelStatus;
 
 const AMOUNTS: u64 = 40;
+const NOW: Moment = Moment::at(UnixMillis(1));
 
 /// One step of a channel's life.
 #[derive(Clone, Debug)]
@@ -76,12 +78,15 @@ fn apply(channel: Channel, step: &Step, now: UnixMillis) -> Result<Channel, Deni
         Step::Reserve { off, price, deposit_after } => {
             let total = i128::try_from(channel.charged.get()).unwrap() + i128::from(price) + i128::from(off);
             let voucher = voucher(Amount::new(u128::try_from(total.max(0)).unwrap()));
-            channel.reserve(Bid { voucher, amount: price.into(), deposit_after: deposit_after.map(Amount::from) })
+            channel.reserve(
+                Bid { voucher, amount: price.into(), deposit_after: deposit_after.map(Amount::from) },
+                Moment::at(now),
+            )
         }
         Step::Commit { deposit } => {
             let after =
                 deposit.map(|deposit| OnChain { deposit: deposit.into(), ..on_chain(ChannelStatus::Open, 0, 0, 0) });
-            channel.commit(after, now)
+            channel.commit(after, None, now)
         }
         Step::Release => Ok(channel.release()),
         Step::Observe { status, deposit, claimed, distributed } => {
@@ -164,7 +169,7 @@ fn open(deposit: u64, charged: u64) -> Channel {
         return channel;
     }
     let bid = bid(charged, charged);
-    channel.reserve(bid).unwrap().commit(None, UnixMillis(1)).unwrap()
+    channel.reserve(bid, NOW).unwrap().commit(None, None, UnixMillis(1)).unwrap()
 }
 
 fn bid(cumulative: u64, amount: u64) -> Bid {
@@ -174,7 +179,7 @@ fn bid(cumulative: u64, amount: u64) -> Bid {
 #[test]
 fn refusals_in_order_of_precedence() {
     let mismatch = |expected: u64| Denied::Behind { expected: expected.into() };
-    let occupied = open(100, 10).reserve(bid(20, 10)).unwrap();
+    let occupied = open(100, 10).reserve(bid(20, 10), NOW).unwrap();
     let closing = open(100, 10).observe(on_chain(ChannelStatus::Closing, 100, 0, 0)).unwrap();
     let table = [
         ("stale on a closing channel", closing, bid(5, 5), Denied::Closing),
@@ -189,54 +194,54 @@ fn refusals_in_order_of_precedence() {
         ("not on chain", Channel::proposed(UnixMillis(0)), bid(5, 5), Denied::Unknown),
     ];
     for (name, channel, bid, denied) in table {
-        assert_eq!(channel.reserve(bid), Err(denied), "{name}");
+        assert_eq!(channel.reserve(bid, NOW), Err(denied), "{name}");
     }
 }
 
 #[test]
 fn commits_that_cannot_be_redeemed_are_refused() {
-    let reserved = open(100, 10).reserve(bid(20, 10)).unwrap();
-    assert_eq!(open(100, 10).commit(None, UnixMillis(2)), Err(Denied::NotReserved));
+    let reserved = open(100, 10).reserve(bid(20, 10), NOW).unwrap();
+    assert_eq!(open(100, 10).commit(None, None, UnixMillis(2)), Err(Denied::NotReserved));
     let sealed = reserved.observe(on_chain(ChannelStatus::Sealed, 100, 10, 0)).unwrap();
-    assert_eq!(sealed.commit(None, UnixMillis(2)), Err(Denied::Closing));
+    assert_eq!(sealed.commit(None, None, UnixMillis(2)), Err(Denied::Closing));
     let overtaken = reserved.observe(on_chain(ChannelStatus::Open, 100, 30, 0)).unwrap();
-    assert_eq!(overtaken.commit(None, UnixMillis(2)), Err(Denied::Behind { expected: 40u64.into() }));
+    assert_eq!(overtaken.commit(None, None, UnixMillis(2)), Err(Denied::Behind { expected: 40u64.into() }));
     let opening =
-        Channel::proposed(UnixMillis(0)).reserve(Bid { deposit_after: Some(50u64.into()), ..bid(5, 5) }).unwrap();
-    assert_eq!(opening.commit(None, UnixMillis(2)), Err(Denied::Unknown));
+        Channel::proposed(UnixMillis(0)).reserve(Bid { deposit_after: Some(50u64.into()), ..bid(5, 5) }, NOW).unwrap();
+    assert_eq!(opening.commit(None, None, UnixMillis(2)), Err(Denied::Unknown));
     let short = on_chain(ChannelStatus::Open, 4, 0, 0);
-    assert_eq!(opening.commit(Some(short), UnixMillis(2)), Err(Denied::ExceedsDeposit { deposit: 4u64.into() }));
+    assert_eq!(opening.commit(Some(short), None, UnixMillis(2)), Err(Denied::ExceedsDeposit { deposit: 4u64.into() }));
     let impossible = on_chain(ChannelStatus::Open, 4, 5, 0);
-    assert_eq!(opening.commit(Some(impossible), UnixMillis(2)), Err(Denied::Implausible));
+    assert_eq!(opening.commit(Some(impossible), None, UnixMillis(2)), Err(Denied::Implausible));
 }
 
 #[test]
 fn a_voucher_that_the_payer_put_on_chain_is_paid() {
-    let reserved = open(100, 10).reserve(bid(20, 10)).unwrap();
+    let reserved = open(100, 10).reserve(bid(20, 10), NOW).unwrap();
     let claimed = reserved.observe(on_chain(ChannelStatus::Open, 100, 20, 0)).unwrap();
-    let committed = claimed.commit(None, UnixMillis(2)).unwrap();
+    let committed = claimed.commit(None, None, UnixMillis(2)).unwrap();
     assert_eq!((committed.charged, committed.unclaimed_since), (20u64.into(), None));
 }
 
 #[test]
 fn a_deposit_that_comes_along_counts_at_once_and_stays_only_when_confirmed() {
-    let topped = open(15, 10).reserve(Bid { deposit_after: Some(40u64.into()), ..bid(20, 10) }).unwrap();
-    assert_eq!(topped.commit(None, UnixMillis(2)), Err(Denied::ExceedsDeposit { deposit: 15u64.into() }));
-    let after = topped.commit(Some(on_chain(ChannelStatus::Open, 40, 0, 0)), UnixMillis(2)).unwrap();
+    let topped = open(15, 10).reserve(Bid { deposit_after: Some(40u64.into()), ..bid(20, 10) }, NOW).unwrap();
+    assert_eq!(topped.commit(None, None, UnixMillis(2)), Err(Denied::ExceedsDeposit { deposit: 15u64.into() }));
+    let after = topped.commit(Some(on_chain(ChannelStatus::Open, 40, 0, 0)), None, UnixMillis(2)).unwrap();
     assert_eq!((after.charged, after.on_chain.deposit), (20u64.into(), 40u64.into()));
 }
 
 #[test]
 fn closing_needs_an_empty_channel_and_can_be_given_up() {
-    let leaving = open(100, 10).reserve(bid(20, 10)).unwrap().begin_close().unwrap();
+    let leaving = open(100, 10).reserve(bid(20, 10), NOW).unwrap().begin_close().unwrap();
     let fin = on_chain(ChannelStatus::Distributed, 100, 10, 10);
     assert_eq!(leaving.finish_close(fin), Err(Denied::Occupied));
     assert_eq!(leaving.begin_close(), Err(Denied::Closing));
     let empty = leaving.release();
-    assert_eq!(empty.reserve(bid(20, 10)), Err(Denied::Closing));
-    assert!(empty.abandon_close().reserve(bid(20, 10)).is_ok());
+    assert_eq!(empty.reserve(bid(20, 10), NOW), Err(Denied::Closing));
+    assert!(empty.abandon_close().reserve(bid(20, 10), NOW).is_ok());
     let closed = empty.finish_close(fin).unwrap();
-    assert_eq!(closed.abandon_close().reserve(bid(20, 10)), Err(Denied::Closing));
+    assert_eq!(closed.abandon_close().reserve(bid(20, 10), NOW), Err(Denied::Closing));
     assert_eq!(closed.begin_close(), Err(Denied::Closing));
     let by_payer = open(100, 10).observe(on_chain(ChannelStatus::Closing, 100, 0, 0)).unwrap();
     assert!(by_payer.begin_close().is_ok(), "the last voucher can still be applied");

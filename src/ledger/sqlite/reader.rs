@@ -17,8 +17,8 @@ use crate::ledger::store::{Answer, StoreError};
 /// How many reads may wait.
 const READS_WAITING_MAX: usize = 256;
 
-/// One read, and who waits for it.
-type Read = (u64, oneshot::Sender<Result<Option<Answer>, StoreError>>);
+/// One read: what to say, the place, and who waits for it.
+type Read = (&'static str, u64, oneshot::Sender<Result<Option<Answer>, StoreError>>);
 
 /// The reading side of a ledger's file. Closed when dropped.
 #[derive(Debug)]
@@ -39,19 +39,19 @@ impl Reader {
         let thread = std::thread::Builder::new()
             .name("ledger-reader".to_owned())
             .spawn(move || {
-                while let Some((place, answer)) = queue.blocking_recv() {
+                while let Some((sql, place, answer)) = queue.blocking_recv() {
                     // Whoever asked may be gone.
-                    drop(answer.send(tables::answer(&connection, place).map_err(|why| at(&file, &why))));
+                    drop(answer.send(tables::answer(&connection, sql, place).map_err(|why| at(&file, &why))));
                 }
             })
             .map_err(|error| StoreError(format!("no thread for the ledger's reader: {error}")))?;
         Ok(Self { reads: Some(reads), thread: Some(thread), path: path.to_owned() })
     }
 
-    pub(super) async fn answer(&self, place: u64) -> Result<Option<Answer>, StoreError> {
+    pub(super) async fn answer(&self, sql: &'static str, place: u64) -> Result<Option<Answer>, StoreError> {
         let (answer, outcome) = oneshot::channel();
         let full = || at(&self.path, &"too many kept answers are being read; try again");
-        self.reads.as_ref().and_then(|reads| reads.try_send((place, answer)).ok()).ok_or_else(full)?;
+        self.reads.as_ref().and_then(|reads| reads.try_send((sql, place, answer)).ok()).ok_or_else(full)?;
         outcome.await.map_err(|_| at(&self.path, &"the reader has ended; restart"))?
     }
 }

@@ -1,95 +1,93 @@
-//! The tables, their migrations, and the one place where rows become records and back.
+//! The tables, their migrations, and what rows have in common.
+//!
+//! Each family of chains has tables of its own, of the same kinds: its sellers, channels, batches, metered requests and
+//! kept answers (`tables/svm.rs`, `tables/evm.rs`), which are the one place where rows become records and back.
 //!
 //! Amounts are 16-byte big-endian blobs: SQLite's integers are signed and end at 2^63, a mint's amounts at 2^64 and
 //! `Amount` at 2^128; a blob of fixed size holds them all exactly, is cheap to read, and sorts as the numbers do. A
 //! `u64` that is no amount (salt, slot, height) is kept as the signed integer with the same bits. To read an amount by
 //! hand: `SELECT hex(charged) FROM channels`.
 
+mod evm;
+mod svm;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Params, Row, ToSql, TransactionBehavior, named_params, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, TransactionBehavior, params};
 
-use super::Sellers;
-use crate::amount::{Amount, Asset};
+use crate::amount::Amount;
 use crate::clock::UnixMillis;
-use crate::ledger::channel::{OnChain, Seller, Terms, Voucher};
-use crate::ledger::store::{
-    Answer, AnswerId, AnswerMark, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord,
-    Snapshot, Write,
-};
-use crate::scheme::svm::program::ChannelStatus;
-use crate::x402::Key;
-use crate::x402::key::Signature;
+use crate::ledger::channel::{ChannelTerms, Family};
+use crate::ledger::store::{Answer, AnswerId, AnswerMark, AnswerRecord, RecordOf, Snapshot, Write};
 
 /// Marks the file as a ledger: "Tpke" in the header's application id.
 const APPLICATION_ID: i32 = 0x5470_6B65;
 
 /// How the tables came to be what they are. A step that was released is never changed; another is added. The file's
 /// `user_version` says how many it has.
-pub(super) const STEPS: &[&str] = &[FIRST, ANSWERS];
+pub(super) const STEPS: &[&str] = &[svm::FIRST, ANSWERS, evm::FIRST];
 
-/// Channels, batches, metered requests.
-const FIRST: &str = "
-CREATE TABLE sellers (
-    row INTEGER PRIMARY KEY,
-    network TEXT NOT NULL,
-    asset_address TEXT NOT NULL,
-    asset_symbol TEXT NOT NULL,
-    asset_decimals INTEGER NOT NULL,
-    mint BLOB NOT NULL,
-    token_program BLOB NOT NULL,
-    pay_to BLOB NOT NULL,
-    fee_payer BLOB NOT NULL,
-    receiver_authorizer BLOB NOT NULL,
-    withdraw_delay INTEGER NOT NULL,
-    treasury_owner BLOB NOT NULL
-) STRICT;
-CREATE TABLE channels (
-    id BLOB PRIMARY KEY NOT NULL,
-    seller INTEGER NOT NULL REFERENCES sellers,
-    payer BLOB NOT NULL,
-    authorizer BLOB NOT NULL,
-    salt INTEGER NOT NULL,
-    open_slot INTEGER NOT NULL,
-    status INTEGER NOT NULL,
-    deposit BLOB NOT NULL,
-    claimed BLOB NOT NULL,
-    distributed BLOB NOT NULL,
-    closing_since INTEGER NOT NULL,
-    read_at INTEGER NOT NULL,
-    charged BLOB NOT NULL,
-    voucher_cumulative BLOB,
-    voucher_signature BLOB,
-    unclaimed_since INTEGER,
-    last_used INTEGER NOT NULL,
-    closed INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE batches (
-    id INTEGER PRIMARY KEY NOT NULL,
-    kind INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    why TEXT,
-    lines BLOB NOT NULL,
-    transaction_bytes BLOB NOT NULL,
-    signature BLOB NOT NULL,
-    last_valid_block_height INTEGER NOT NULL,
-    created_at INTEGER NOT NULL
-) STRICT;
-CREATE INDEX batches_open ON batches (id) WHERE state = 0;
-CREATE TABLE metered (
-    id BLOB PRIMARY KEY NOT NULL,
-    seller INTEGER NOT NULL REFERENCES sellers,
-    payer BLOB NOT NULL,
-    authorizer BLOB NOT NULL,
-    salt INTEGER NOT NULL,
-    open_slot INTEGER NOT NULL,
-    deposit BLOB NOT NULL,
-    expires_at INTEGER NOT NULL,
-    charge BLOB,
-    close_signature BLOB,
-    close_height INTEGER
-) STRICT, WITHOUT ROWID;
-";
+/// How a family's records are rows.
+pub(super) trait Tables: Family {
+    /// What is said to its tables.
+    const TEXTS: Texts;
+
+    fn insert_seller(connection: &Connection, seller: &Self::Seller) -> rusqlite::Result<()>;
+    fn seller(row: &Row<'_>) -> rusqlite::Result<Self::Seller>;
+    fn write_channel(connection: &Connection, seller: i64, channel: &RecordOf<Self>) -> rusqlite::Result<()>;
+    fn channel(row: &Row<'_>, sellers: &Sellers<Self>) -> rusqlite::Result<RecordOf<Self>>;
+    fn write_batch(connection: &Connection, batch: &Self::Batch) -> rusqlite::Result<()>;
+    fn batch(row: &Row<'_>) -> rusqlite::Result<Self::Batch>;
+    fn write_metered(
+        connection: &Connection,
+        sellers: &mut Sellers<Self>,
+        metered: &Self::Metered,
+    ) -> rusqlite::Result<()>;
+    fn metered(row: &Row<'_>, sellers: &Sellers<Self>) -> rusqlite::Result<Self::Metered>;
+    fn id_bytes(id: &Self::Id) -> &[u8; 32];
+}
+
+/// What is said to a family's tables, whose names differ in how they begin.
+pub(super) struct Texts {
+    sellers: &'static str,
+    channels: &'static str,
+    forget_channel: &'static str,
+    open_batches: &'static str,
+    newest_batches: &'static str,
+    last_batch: &'static str,
+    metered: &'static str,
+    forget_metered: &'static str,
+    marks: &'static str,
+    insert_answer: &'static str,
+    forget_answer: &'static str,
+    /// Reads an answer by its place.
+    pub(super) answer: &'static str,
+}
+
+macro_rules! texts {
+    ($prefix:literal) => {
+        Texts {
+            sellers: concat!("SELECT * FROM ", $prefix, "sellers"),
+            channels: concat!("SELECT * FROM ", $prefix, "channels"),
+            forget_channel: concat!("DELETE FROM ", $prefix, "channels WHERE id = ?1"),
+            open_batches: concat!("SELECT * FROM ", $prefix, "batches WHERE state = 0 ORDER BY id"),
+            newest_batches: concat!("SELECT * FROM ", $prefix, "batches ORDER BY id DESC LIMIT ?1"),
+            last_batch: concat!("SELECT id FROM ", $prefix, "batches ORDER BY id DESC LIMIT 1"),
+            metered: concat!("SELECT * FROM ", $prefix, "metered"),
+            forget_metered: concat!("DELETE FROM ", $prefix, "metered WHERE id = ?1"),
+            marks: concat!(
+                "SELECT place, key, fingerprint, kept_at, length(head) + length(body) FROM ",
+                $prefix,
+                "answers ORDER BY place"
+            ),
+            insert_answer: concat!("INSERT INTO ", $prefix, "answers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
+            forget_answer: concat!("DELETE FROM ", $prefix, "answers WHERE place = ?1"),
+            answer: concat!("SELECT status, head, body FROM ", $prefix, "answers WHERE place = ?1"),
+        }
+    };
+}
+use texts;
 
 /// Kept answers. The body is last, so that reading the rest of a row does not read it.
 const ANSWERS: &str = "
@@ -140,17 +138,24 @@ pub(super) fn migrate(connection: &mut Connection, steps: &[&str]) -> Result<(),
 }
 
 /// Carries out one write.
-pub(super) fn write(connection: &Connection, sellers: &mut Sellers, write: &Write) -> rusqlite::Result<()> {
+pub(super) fn write<F: Tables>(
+    connection: &Connection,
+    sellers: &mut Sellers<F>,
+    write: &Write<F>,
+) -> rusqlite::Result<()> {
     match write {
-        Write::Channel(channel) => write_channel(connection, sellers, channel),
-        Write::ForgetChannel(id) => run(connection, "DELETE FROM channels WHERE id = ?1", params![id.0]),
-        Write::Batch(batch) => write_batch(connection, batch),
-        Write::Metered(metered) => write_metered(connection, sellers, metered),
-        Write::ForgetMetered(id) => run(connection, "DELETE FROM metered WHERE id = ?1", params![id.0]),
-        Write::Answer(record) => write_answer(connection, record),
-        Write::ForgetAnswers(places) => places
-            .iter()
-            .try_for_each(|place| run(connection, "DELETE FROM answers WHERE place = ?1", params![signed(*place)])),
+        Write::Channel(channel) => {
+            let seller = sellers.row(connection, channel.terms.seller())?;
+            F::write_channel(connection, seller, channel)
+        }
+        Write::ForgetChannel(id) => run(connection, F::TEXTS.forget_channel, params![F::id_bytes(id)]),
+        Write::Batch(batch) => F::write_batch(connection, batch),
+        Write::Metered(metered) => F::write_metered(connection, sellers, metered),
+        Write::ForgetMetered(id) => run(connection, F::TEXTS.forget_metered, params![F::id_bytes(id)]),
+        Write::Answer(record) => write_answer(connection, F::TEXTS.insert_answer, record),
+        Write::ForgetAnswers(places) => {
+            places.iter().try_for_each(|place| run(connection, F::TEXTS.forget_answer, params![signed(*place)]))
+        }
     }
 }
 
@@ -158,111 +163,23 @@ fn run(connection: &Connection, sql: &str, params: impl Params) -> rusqlite::Res
     connection.prepare_cached(sql)?.execute(params).map(drop)
 }
 
-fn write_channel(connection: &Connection, sellers: &mut Sellers, channel: &ChannelRecord) -> rusqlite::Result<()> {
-    let ChannelRecord { terms, on_chain, charged, voucher, unclaimed_since, last_used, closed } = channel;
-    let seller = sellers.row(connection, &terms.seller)?;
-    run(
-        connection,
-        "INSERT INTO channels VALUES (:id, :seller, :payer, :authorizer, :salt, :open_slot, :status, :deposit, :claimed,
-            :distributed, :closing_since, :read_at, :charged, :voucher_cumulative, :voucher_signature, :unclaimed_since,
-            :last_used, :closed)
-         ON CONFLICT (id) DO UPDATE SET seller = :seller, status = :status, deposit = :deposit, claimed = :claimed,
-            distributed = :distributed, closing_since = :closing_since, read_at = :read_at, charged = :charged,
-            voucher_cumulative = :voucher_cumulative, voucher_signature = :voucher_signature,
-            unclaimed_since = :unclaimed_since, last_used = :last_used, closed = :closed",
-        named_params! {
-            ":id": terms.id.0,
-            ":seller": seller,
-            ":payer": terms.payer.0,
-            ":authorizer": terms.authorizer.0,
-            ":salt": signed(terms.salt),
-            ":open_slot": signed(terms.open_slot),
-            ":status": status_number(on_chain.status),
-            ":deposit": blob(on_chain.deposit),
-            ":claimed": blob(on_chain.claimed),
-            ":distributed": blob(on_chain.distributed),
-            ":closing_since": on_chain.closing_since,
-            ":read_at": on_chain.read_at.0,
-            ":charged": blob(*charged),
-            ":voucher_cumulative": voucher.map(|v| blob(v.cumulative)),
-            ":voucher_signature": voucher.map(|v| v.signature.0),
-            ":unclaimed_since": unclaimed_since.map(|since| since.0),
-            ":last_used": last_used.0,
-            ":closed": closed,
-        },
-    )
-}
-
-fn write_batch(connection: &Connection, batch: &BatchRecord) -> rusqlite::Result<()> {
-    let BatchRecord { id, kind, lines, transaction, signature, last_valid_block_height, state, created_at } = batch;
-    let (state, why) = match state {
-        BatchState::Signed => (0, None),
-        BatchState::Confirmed => (1, None),
-        BatchState::Dropped { why } => (2, Some(why)),
-    };
-    let kind = match kind {
-        BatchKind::Claim => 0,
-        BatchKind::Distribute => 1,
-        BatchKind::Seal => 2,
-        BatchKind::CleanUp => 3,
-    };
-    let lines: Vec<u8> = lines.iter().flat_map(|(key, amount)| key.0.into_iter().chain(blob(*amount))).collect();
-    run(
-        connection,
-        "INSERT OR REPLACE INTO batches VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-        params![
-            signed(*id),
-            kind,
-            state,
-            why,
-            lines,
-            transaction,
-            signature.0,
-            signed(*last_valid_block_height),
-            created_at.0
-        ],
-    )
-}
-
-fn write_metered(connection: &Connection, sellers: &mut Sellers, metered: &MeteredRecord) -> rusqlite::Result<()> {
-    let MeteredRecord { terms, deposit, expires_at, charge, close } = metered;
-    let seller = sellers.row(connection, &terms.seller)?;
-    run(
-        connection,
-        "INSERT OR REPLACE INTO metered VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        params![
-            terms.id.0,
-            seller,
-            terms.payer.0,
-            terms.authorizer.0,
-            signed(terms.salt),
-            signed(terms.open_slot),
-            blob(*deposit),
-            expires_at,
-            charge.map(blob),
-            close.map(|(signature, _)| signature.0),
-            close.map(|(_, height)| signed(height)),
-        ],
-    )
-}
-
-fn write_answer(connection: &Connection, record: &AnswerRecord) -> rusqlite::Result<()> {
+fn write_answer(connection: &Connection, sql: &'static str, record: &AnswerRecord) -> rusqlite::Result<()> {
     let AnswerRecord { place, id, kept_at, answer: Answer { status, head, body } } = record;
     run(
         connection,
-        "INSERT INTO answers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        sql,
         params![signed(*place), id.key, id.fingerprint, kept_at.0, status, head.as_ref(), body.as_ref()],
     )
 }
 
-/// Reads one kept answer.
-pub(super) fn answer(connection: &Connection, place: u64) -> Result<Option<Answer>, String> {
+/// Reads one kept answer, by [`Texts::answer`].
+pub(super) fn answer(connection: &Connection, sql: &'static str, place: u64) -> Result<Option<Answer>, String> {
     let read = |row: &Row<'_>| {
         let (head, body): (Vec<u8>, Vec<u8>) = (row.get(1)?, row.get(2)?);
         Ok(Answer { status: row.get(0)?, head: head.into(), body: body.into() })
     };
     let read = || {
-        let mut statement = connection.prepare_cached("SELECT status, head, body FROM answers WHERE place = ?1")?;
+        let mut statement = connection.prepare_cached(sql)?;
         statement.query_row([signed(place)], read).optional()
     };
     read().map_err(|error: rusqlite::Error| format!("an answer cannot be read: {error}"))
@@ -278,56 +195,62 @@ fn mark(row: &Row<'_>) -> rusqlite::Result<AnswerMark> {
 }
 
 /// Reads everything that a restart needs; channels in handfuls of `size`, until `take` wants no more.
-pub(super) fn load(
+pub(super) fn load<F: Tables>(
     connection: &Connection,
-    sellers: &mut Sellers,
+    sellers: &mut Sellers<F>,
     size: usize,
-    mut take: impl FnMut(Vec<ChannelRecord>) -> bool,
-) -> Result<Snapshot, String> {
+    mut take: impl FnMut(Vec<RecordOf<F>>) -> bool,
+) -> Result<Snapshot<F>, String> {
     let text = |error: rusqlite::Error| format!("it cannot be read ({error}); restore a backup");
     sellers.load(connection).map_err(text)?;
-    let mut statement = connection.prepare("SELECT * FROM channels").map_err(text)?;
+    let mut statement = connection.prepare(F::TEXTS.channels).map_err(text)?;
     let mut rows = statement.query([]).map_err(text)?;
     let mut handful = Vec::with_capacity(size);
     while let Some(row) = rows.next().map_err(text)? {
-        handful.push(channel(row, sellers).map_err(text)?);
+        handful.push(F::channel(row, sellers).map_err(text)?);
         if handful.len() == size && !take(std::mem::replace(&mut handful, Vec::with_capacity(size))) {
             return Ok(Snapshot::default());
         }
     }
     take(handful);
-    let collect = |sql: &str, read: &dyn Fn(&Row<'_>) -> rusqlite::Result<BatchRecord>| {
+    let collect = |sql: &str, read: &dyn Fn(&Row<'_>) -> rusqlite::Result<F::Batch>| {
         connection.prepare(sql)?.query_map([], read)?.collect::<rusqlite::Result<Vec<_>>>()
     };
-    let batches = collect("SELECT * FROM batches WHERE state = 0 ORDER BY id", &batch).map_err(text)?;
-    let mut statement = connection.prepare("SELECT * FROM metered").map_err(text)?;
-    let metered = statement.query_map([], |row| metered(row, sellers)).map_err(text)?;
+    let batches = collect(F::TEXTS.open_batches, &F::batch).map_err(text)?;
+    let mut statement = connection.prepare(F::TEXTS.metered).map_err(text)?;
+    let metered = statement.query_map([], |row| F::metered(row, sellers)).map_err(text)?;
     let metered = metered.collect::<rusqlite::Result<_>>().map_err(text)?;
-    let mut statement = connection
-        .prepare("SELECT place, key, fingerprint, kept_at, length(head) + length(body) FROM answers ORDER BY place")
-        .map_err(text)?;
+    let mut statement = connection.prepare(F::TEXTS.marks).map_err(text)?;
     let answers = statement.query_map([], mark).map_err(text)?.collect::<rusqlite::Result<_>>().map_err(text)?;
-    let last: Option<i64> = connection
-        .query_row("SELECT id FROM batches ORDER BY id DESC LIMIT 1", [], |row| row.get(0))
-        .optional()
-        .map_err(text)?;
+    let last: Option<i64> = connection.query_row(F::TEXTS.last_batch, [], |row| row.get(0)).optional().map_err(text)?;
     Ok(Snapshot { channels: Vec::new(), batches, metered, last_batch: last.map_or(0, unsigned), answers })
 }
 
 /// Reads the newest batches.
-pub(super) fn batches(connection: &Connection, limit: usize) -> Result<Vec<BatchRecord>, String> {
+pub(super) fn batches<F: Tables>(connection: &Connection, limit: usize) -> Result<Vec<F::Batch>, String> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let read = || {
-        let mut statement = connection.prepare_cached("SELECT * FROM batches ORDER BY id DESC LIMIT ?1")?;
-        statement.query_map([limit], batch)?.collect::<rusqlite::Result<_>>()
+        let mut statement = connection.prepare_cached(F::TEXTS.newest_batches)?;
+        statement.query_map([limit], F::batch)?.collect::<rusqlite::Result<_>>()
     };
     read().map_err(|error| format!("the batches cannot be read: {error}"))
 }
 
-impl Sellers {
+/// The sellers that a family's tables know, by their row.
+pub(super) struct Sellers<F: Family> {
+    by_row: HashMap<i64, Arc<F::Seller>>,
+}
+
+impl<F: Family> Default for Sellers<F> {
+    fn default() -> Self {
+        Self { by_row: HashMap::new() }
+    }
+}
+
+impl<F: Tables> Sellers<F> {
     fn load(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let mut statement = connection.prepare("SELECT * FROM sellers")?;
-        for seller in statement.query_map([], |row| Ok((row.get("row")?, seller(row)?)))? {
+        let mut statement = connection.prepare(F::TEXTS.sellers)?;
+        for seller in statement.query_map([], |row| Ok((row.get("row")?, F::seller(row)?)))? {
             let (row, seller) = seller?;
             self.by_row.entry(row).or_insert_with(|| Arc::new(seller));
         }
@@ -335,161 +258,22 @@ impl Sellers {
     }
 
     /// A seller's row, which is made where it is not there.
-    fn row(&mut self, connection: &Connection, seller: &Arc<Seller>) -> rusqlite::Result<i64> {
+    fn row(&mut self, connection: &Connection, seller: &Arc<F::Seller>) -> rusqlite::Result<i64> {
         if self.by_row.is_empty() {
             self.load(connection)?;
         }
         if let Some((row, _)) = self.by_row.iter().find(|(_, known)| Arc::ptr_eq(known, seller) || *known == seller) {
             return Ok(*row);
         }
-        run(
-            connection,
-            "INSERT INTO sellers VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-            params![
-                seller.network.as_str(),
-                &*seller.asset.address,
-                &*seller.asset.symbol,
-                seller.asset.decimals,
-                seller.mint.0,
-                seller.token_program.0,
-                seller.pay_to.0,
-                seller.fee_payer.0,
-                seller.receiver_authorizer.0,
-                seller.withdraw_delay,
-                seller.treasury_owner.0,
-            ],
-        )?;
+        F::insert_seller(connection, seller)?;
         let row = connection.last_insert_rowid();
         self.by_row.insert(row, Arc::clone(seller));
         Ok(row)
     }
-}
 
-fn seller(row: &Row<'_>) -> rusqlite::Result<Seller> {
-    let network: String = row.get("network")?;
-    let asset = Asset {
-        address: row.get::<_, String>("asset_address")?.into(),
-        symbol: row.get::<_, String>("asset_symbol")?.into(),
-        decimals: row.get("asset_decimals")?,
-    };
-    Ok(Seller {
-        network: network.parse().map_err(|_| bad("sellers.network"))?,
-        asset: Arc::new(asset),
-        mint: Key(row.get("mint")?),
-        token_program: Key(row.get("token_program")?),
-        pay_to: Key(row.get("pay_to")?),
-        fee_payer: Key(row.get("fee_payer")?),
-        receiver_authorizer: Key(row.get("receiver_authorizer")?),
-        withdraw_delay: row.get("withdraw_delay")?,
-        treasury_owner: Key(row.get("treasury_owner")?),
-    })
-}
-
-/// The columns that channels and metered requests share: the first six.
-fn terms(row: &Row<'_>, sellers: &Sellers) -> rusqlite::Result<Terms> {
-    let seller = sellers.by_row.get(&row.get(1)?).ok_or_else(|| bad("seller"))?;
-    Ok(Terms {
-        id: Key(row.get(0)?),
-        payer: Key(row.get(2)?),
-        authorizer: Key(row.get(3)?),
-        salt: unsigned(row.get(4)?),
-        open_slot: unsigned(row.get(5)?),
-        seller: Arc::clone(seller),
-    })
-}
-
-/// Columns by place: a million rows are read at start, and looking names up would take longer than reading them.
-fn channel(row: &Row<'_>, sellers: &Sellers) -> rusqlite::Result<ChannelRecord> {
-    let voucher = match (row.get::<_, Option<[u8; 16]>>(13)?, row.get::<_, Option<[u8; 64]>>(14)?) {
-        (Some(cumulative), Some(signature)) => {
-            Some(Voucher { cumulative: amount(cumulative), signature: Signature(signature) })
-        }
-        (None, None) => None,
-        _ => return Err(bad("channels.voucher_signature")),
-    };
-    Ok(ChannelRecord {
-        terms: terms(row, sellers)?,
-        on_chain: OnChain {
-            status: status(row.get(6)?)?,
-            deposit: amount(row.get(7)?),
-            claimed: amount(row.get(8)?),
-            distributed: amount(row.get(9)?),
-            closing_since: row.get(10)?,
-            read_at: UnixMillis(row.get(11)?),
-        },
-        charged: amount(row.get(12)?),
-        voucher,
-        unclaimed_since: row.get::<_, Option<i64>>(15)?.map(UnixMillis),
-        last_used: UnixMillis(row.get(16)?),
-        closed: row.get(17)?,
-    })
-}
-
-fn batch(row: &Row<'_>) -> rusqlite::Result<BatchRecord> {
-    let lines: Vec<u8> = row.get("lines")?;
-    let (lines, rest) = lines.as_chunks::<48>();
-    if !rest.is_empty() {
-        return Err(bad("batches.lines"));
-    }
-    let line = |bytes: &[u8; 48]| {
-        let (key, total) = bytes.split_at(32);
-        let key = key.try_into().map_err(|_| bad("batches.lines"))?;
-        let total = total.try_into().map_err(|_| bad("batches.lines"))?;
-        Ok((Key(key), amount(total)))
-    };
-    Ok(BatchRecord {
-        id: unsigned(row.get("id")?),
-        kind: match row.get("kind")? {
-            0 => BatchKind::Claim,
-            1 => BatchKind::Distribute,
-            2 => BatchKind::Seal,
-            3 => BatchKind::CleanUp,
-            _ => return Err(bad("batches.kind")),
-        },
-        lines: lines.iter().map(line).collect::<rusqlite::Result<_>>()?,
-        transaction: row.get("transaction_bytes")?,
-        signature: Signature(row.get("signature")?),
-        last_valid_block_height: unsigned(row.get("last_valid_block_height")?),
-        state: match row.get("state")? {
-            0 => BatchState::Signed,
-            1 => BatchState::Confirmed,
-            2 => BatchState::Dropped { why: row.get("why")? },
-            _ => return Err(bad("batches.state")),
-        },
-        created_at: UnixMillis(row.get("created_at")?),
-    })
-}
-
-fn metered(row: &Row<'_>, sellers: &Sellers) -> rusqlite::Result<MeteredRecord> {
-    let close = match (row.get("close_signature")?, row.get::<_, Option<i64>>("close_height")?) {
-        (Some(signature), Some(height)) => Some((Signature(signature), unsigned(height))),
-        _ => None,
-    };
-    Ok(MeteredRecord {
-        terms: terms(row, sellers)?,
-        deposit: amount(row.get("deposit")?),
-        expires_at: row.get("expires_at")?,
-        charge: row.get::<_, Option<_>>("charge")?.map(amount),
-        close,
-    })
-}
-
-fn status_number(status: ChannelStatus) -> impl ToSql {
-    match status {
-        ChannelStatus::Open => 0,
-        ChannelStatus::Sealed => 1,
-        ChannelStatus::Closing => 2,
-        ChannelStatus::Distributed => 3,
-    }
-}
-
-fn status(number: i64) -> rusqlite::Result<ChannelStatus> {
-    match number {
-        0 => Ok(ChannelStatus::Open),
-        1 => Ok(ChannelStatus::Sealed),
-        2 => Ok(ChannelStatus::Closing),
-        3 => Ok(ChannelStatus::Distributed),
-        _ => Err(bad("channels.status")),
+    /// The seller of a row that names it.
+    fn get(&self, row: i64) -> rusqlite::Result<Arc<F::Seller>> {
+        self.by_row.get(&row).cloned().ok_or_else(|| bad("seller"))
     }
 }
 
@@ -519,8 +303,9 @@ mod tests {
     use super::*;
 
     const WIDER: &[&str] = &[
-        FIRST,
+        svm::FIRST,
         ANSWERS,
+        evm::FIRST,
         "ALTER TABLE channels ADD COLUMN note TEXT; UPDATE channels SET note = 'kept'",
         "CREATE TABLE more (a); SELECT * FROM nowhere",
     ];
@@ -541,11 +326,11 @@ mod tests {
             )
             .unwrap();
         migrate(&mut connection, STEPS).unwrap();
-        migrate(&mut connection, &WIDER[..3]).unwrap();
+        migrate(&mut connection, &WIDER[..4]).unwrap();
         assert_eq!(number(&connection, "SELECT count(*) FROM channels WHERE note = 'kept'"), 1);
-        assert_eq!(number(&connection, "PRAGMA user_version"), 3);
+        assert_eq!(number(&connection, "PRAGMA user_version"), 4);
         assert!(migrate(&mut connection, WIDER).unwrap_err().contains("nowhere"));
-        assert_eq!(number(&connection, "PRAGMA user_version"), 3);
+        assert_eq!(number(&connection, "PRAGMA user_version"), 4);
         assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name = 'more'"), 0);
         assert!(migrate(&mut connection, STEPS).unwrap_err().contains("newer Turnpike"));
         recognize(&connection).unwrap();

@@ -1,0 +1,134 @@
+//! The flows of the schemes on EVM networks.
+//!
+//! Owns what they have in common: a network's facilitator, and what it tells of channels. Promises that a facilitator's
+//! settlement is asked for once per payment, after the upstream has answered, and that what is not known to have
+//! happened is looked up and never repeated blindly. Source: `scheme_batch_settlement_evm.md`, `scheme_exact_evm.md`,
+//! `scheme_upto_evm.md`.
+
+mod batch;
+mod refund;
+pub(super) mod state;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+pub(super) use self::batch::Hold;
+use super::challenge::PreparedOffer;
+use super::recent::Recent;
+use super::refusal::Denial;
+use super::{Context, RECENT_MAX, SETUP_TTL};
+use crate::facilitator::authorizer::ReceiverAuthorizer;
+use crate::facilitator::interface::{InterfaceError, Payment, X402Facilitator};
+use crate::ledger::Ledger;
+use crate::ledger::channel::Evm;
+use crate::x402::evm::{Address, B256};
+use crate::x402::wire::{PaymentPayload, SettlementResponse, X402_VERSION};
+use crate::x402::{Network, Reason};
+
+/// What payments on one EVM network go through.
+#[derive(Clone)]
+pub struct EvmNetwork {
+    /// Verifies and settles.
+    pub facilitator: Arc<dyn X402Facilitator>,
+    /// Signs refunds.
+    pub authorizer: Arc<dyn ReceiverAuthorizer>,
+}
+
+/// Everything that payments on EVM networks need.
+pub struct EvmSide {
+    /// The balances.
+    pub ledger: Arc<Ledger<Evm>>,
+    /// The networks that routes are paid on.
+    pub networks: HashMap<Network, EvmNetwork>,
+}
+
+/// The gate's own part of it.
+pub(super) struct EvmGate {
+    pub(super) ledger: Arc<Ledger<Evm>>,
+    networks: HashMap<Network, EvmNetwork>,
+    /// Channels that a deposit or a refund is in flight for, and that are being read.
+    settling: Arc<Recent<B256>>,
+    reading: Arc<Recent<B256>>,
+    refunds: Arc<refund::Refunds>,
+}
+
+impl EvmGate {
+    pub(super) fn new(side: EvmSide) -> Self {
+        let EvmSide { ledger, networks } = side;
+        Self {
+            ledger,
+            networks,
+            settling: Recent::new(SETUP_TTL, RECENT_MAX),
+            reading: Recent::new(SETUP_TTL, RECENT_MAX),
+            refunds: Arc::default(),
+        }
+    }
+
+    /// What an offer's payments go through.
+    fn network(&self, offer: &PreparedOffer) -> Result<&EvmNetwork, Denial> {
+        let network = &offer.requirements.network;
+        self.networks.get(network).ok_or_else(|| {
+            Denial::ours(format!("no facilitator is configured for {network}; check `network` and `facilitator`"))
+        })
+    }
+}
+
+/// A payment as a facilitator is asked about it: all that the client sent, and what we offered.
+fn asked(context: &Context, payment: &PaymentPayload) -> Result<Payment, Denial> {
+    let written = |what: serde_json::Result<Value>| what.map_err(Denial::ours);
+    Ok(Payment {
+        x402_version: X402_VERSION,
+        payload: written(serde_json::to_value(payment))?,
+        requirements: written(serde_json::to_value(&context.offer.requirements))?,
+    })
+}
+
+impl From<InterfaceError> for Denial {
+    fn from(error: InterfaceError) -> Self {
+        match error {
+            InterfaceError::Refused { reason, detail } => match Reason::parse(&reason) {
+                Some(reason) => {
+                    Self::payment(reason, detail.unwrap_or_else(|| "the facilitator refuses the payment".to_owned()))
+                }
+                // A code that we do not know is still the client's to read.
+                None => Self::payment(Reason::UnexpectedVerifyError, format!("the facilitator refuses: {reason}")),
+            },
+            InterfaceError::Unavailable(why) => {
+                tracing::warn!(%why, "the facilitator is unavailable");
+                Self::unavailable()
+            }
+            InterfaceError::Unknown { transaction, detail } => {
+                tracing::warn!(?transaction, %detail, "it is not known whether a payment was settled");
+                Self::pending(transaction.as_deref())
+            }
+        }
+    }
+}
+
+impl Context {
+    /// A settlement on an EVM network that the facilitator did not bring about.
+    fn not_settled(&self, payer: Address, error: InterfaceError) -> Denial {
+        let transaction = match &error {
+            InterfaceError::Unknown { transaction, .. } => transaction.clone(),
+            InterfaceError::Refused { .. } | InterfaceError::Unavailable(_) => None,
+        };
+        let denial = Denial::from(error);
+        let failed = self.evm_failed(payer, denial.reason, transaction);
+        denial.settling(failed)
+    }
+
+    /// A settlement that failed, for the refusal that says so.
+    fn evm_failed(&self, payer: Address, reason: Reason, transaction: Option<String>) -> Box<SettlementResponse> {
+        Box::new(SettlementResponse {
+            success: false,
+            error_reason: Some(reason.as_str().to_owned()),
+            payer: Some(payer.to_string()),
+            transaction: transaction.unwrap_or_default(),
+            network: self.network().clone(),
+            amount: None,
+            extra: Map::new(),
+        })
+    }
+}
