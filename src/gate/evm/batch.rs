@@ -14,7 +14,7 @@ use super::super::recent::{Entered, Shut};
 use super::super::refusal::Denial;
 use super::super::replay::Draft;
 use super::super::{Context, Gate, Held, Paid, Passed};
-use super::{EvmGate, EvmNetwork, asked, state};
+use super::{EvmGate, EvmNetwork, LOOKS, asked, state};
 use crate::amount::Amount;
 use crate::facilitator::interface::{InterfaceError, Payment, Settled};
 use crate::ledger::channel::{Evm, EvmOnChain};
@@ -30,9 +30,6 @@ use crate::telemetry::Waiting;
 use crate::x402::evm::B256;
 use crate::x402::wire::{PaymentPayload, SettlementResponse};
 use crate::x402::{Account, ChannelId, Reason};
-
-/// How often a deposit whose fate is unknown is looked up before the client is told so.
-const LOOKS: u32 = 5;
 
 /// A reserved price, with the deposit that came along.
 pub(in crate::gate) struct Hold {
