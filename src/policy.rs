@@ -1,11 +1,14 @@
 //! What the proxy asks its signer to sign: pure rules and caps, and the only maker of an approved request.
 //!
-//! Owns [`Policy`], the requests ([`SigningRequest`]) and [`Approved`], without which no signer can be asked. It stands
-//! on the proxy's side and knows what the signer cannot: how much a request newly moves by the ledger's books. The
-//! signer does not trust it and judges each request again by its own rules.
+//! Owns [`Policy`] with its requests ([`SigningRequest`]), [`EvmPolicy`] with its own ([`EvmRequest`]), and [`Approved`],
+//! without which no signer can be asked. It stands on the proxy's side and knows what the signer cannot: how much a
+//! request newly moves by the ledger's books. The signer does not trust it and judges each request again by its own
+//! rules.
 
+mod evm;
 mod request;
 
+pub use self::evm::{Deployment, EvmClaim, EvmPolicy, EvmRefund, EvmRequest};
 pub use self::request::{ClaimLine, Setup, SigningRequest};
 
 use crate::amount::Amount;
@@ -13,6 +16,7 @@ use crate::scheme::svm::PAYMENT_CHANNELS;
 use crate::scheme::svm::program::{BPS_ALL, Call, Share};
 use crate::scheme::svm::transaction::Transaction;
 use crate::x402::Key;
+use crate::x402::evm::Address;
 
 /// What may be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,18 +32,18 @@ pub struct Policy {
 
 /// A request that passed the policy. Nobody else can make one, and it is used once.
 #[derive(Debug)]
-pub struct Approved(SigningRequest);
+pub struct Approved<R = SigningRequest>(R);
 
-impl Approved {
+impl<R> Approved<R> {
     /// The request, to be handed to the signer.
     #[must_use]
-    pub fn into_request(self) -> SigningRequest {
+    pub fn into_request(self) -> R {
         self.0
     }
 
     /// The request, to be logged.
     #[must_use]
-    pub const fn request(&self) -> &SigningRequest {
+    pub const fn request(&self) -> &R {
         &self.0
     }
 }
@@ -50,6 +54,9 @@ pub enum PolicyError {
     /// Somebody else would be paid.
     #[error("{0} is not an allowed pay_to")]
     Recipient(Key),
+    /// A channel on an EVM network pays somebody else.
+    #[error("{0} is not an allowed pay_to")]
+    Receiver(Address),
     /// A distribution that does not give everything to one recipient, or that cannot be read.
     #[error("the transaction does not pay everything to one recipient")]
     Distribution,

@@ -1,18 +1,23 @@
 //! The port to the threshold signer: structured requests in, one verified signature out.
 //!
 //! A signer never signs opaque bytes. It receives what is to be signed together with what that is meant to do, decodes
-//! the transaction itself, compares, applies its own policy, and only then signs. Adapters: `signer/frost.rs` (Ed25519,
-//! both shares in this process).
+//! the transaction itself, compares, applies its own policy, and only then signs. There is a port for each family of
+//! chains, as they differ in their requests, their keys and their signatures: [`Signer`] for Solana (adapter
+//! `signer/frost.rs`, Ed25519), [`EvmSigner`] for EVM networks (adapter `signer/ecdsa.rs`, secp256k1). Both adapters hold
+//! their shares in this process.
 
+pub mod ecdsa;
 pub mod frost;
 pub mod keystore;
+pub mod quorum;
 pub mod rules;
 
 use async_trait::async_trait;
 
-pub use crate::policy::{Approved, ClaimLine, Setup, SigningRequest};
+pub use crate::policy::{Approved, ClaimLine, Deployment, EvmClaim, EvmRefund, EvmRequest, Setup, SigningRequest};
 
 use crate::x402::Key;
+use crate::x402::evm::{Address, EvmSignature};
 use crate::x402::key::Signature;
 
 /// Why there is no signature.
@@ -46,4 +51,29 @@ pub trait Signer: Send + Sync {
 
     /// Whether a quorum is there now; the text says what is missing.
     fn health(&self) -> Result<(), String>;
+}
+
+/// A threshold key that authorizes what happens to a merchant's channels on an EVM network.
+#[async_trait]
+pub trait EvmSigner: Send + Sync {
+    /// The group's address: the channels' `receiverAuthorizer`. It holds no money and pays no fees.
+    fn address(&self) -> Address;
+
+    /// Signs what the policy has approved, once, or says which rule of the signer's own forbids it. The signature is
+    /// `r`, `s` and `v` as the settlement contract takes it, and has been verified under [`Self::address`].
+    async fn sign(&self, approved: Approved<EvmRequest>) -> Result<EvmSignature, SignerError>;
+
+    /// Whether a quorum is there now; the text says what is missing.
+    fn health(&self) -> Result<(), String>;
+}
+
+/// Runs arithmetic that is too long for a thread that serves others on one that is there for it.
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SignerError> + Send + 'static,
+) -> Result<T, SignerError> {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return work();
+    };
+    let done = runtime.spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(SignerError::NoQuorum(format!("signing was interrupted: {error}"))))
 }

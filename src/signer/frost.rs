@@ -24,59 +24,19 @@ use frost_ed25519::{Error as FrostError, Identifier, SigningPackage, VerifyingKe
 use zeroize::Zeroizing;
 
 use super::keystore::{KeyShare, SHARES};
+use super::quorum::{self, SIGNERS_MIN};
 use super::rules::{Judge, Rules};
 use super::{Approved, Signer, SignerError, SigningRequest};
 use crate::scheme::svm::verify_strict;
 use crate::x402::Key;
 use crate::x402::key::Signature;
 
+pub use super::quorum::OpenError;
+
 const SIGNERS_MAX: u16 = 3;
-const SIGNERS_MIN: u16 = 2;
 
 /// What a quorum signs to prove that it can. Its first byte is no transaction's and no voucher's.
 const TEST_MESSAGE: &[u8] = b"\xffturnpike: these shares sign together";
-
-/// Why shares make no signer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// Fewer than two shares.
-    #[error("no quorum: {have} of the {SIGNERS_MIN} shares that sign together are here; open one more")]
-    NoQuorum {
-        /// How many there are.
-        have: usize,
-    },
-    /// More shares than a key has.
-    #[error("{0} shares were given, a key has {SIGNERS_MAX}")]
-    TooMany(usize),
-    /// The same share twice.
-    #[error("{first} and {second} are both share {identifier}; give two different shares")]
-    SameShare {
-        /// Where the one came from.
-        first: String,
-        /// Where the other came from.
-        second: String,
-        /// Which share.
-        identifier: u16,
-    },
-    /// Shares of different keys.
-    #[error("{first} belongs to the key {first_group}, {second} to {second_group}; give shares of one key")]
-    DifferentGroups {
-        /// Where the one came from.
-        first: String,
-        /// Its key.
-        first_group: Key,
-        /// Where the other came from.
-        second: String,
-        /// Its key.
-        second_group: Key,
-    },
-    /// A share that does not fit its own public part.
-    #[error("{0} does not hold the share that it says it holds; restore it from its backup")]
-    Corrupt(String),
-    /// The shares do not sign together.
-    #[error("the shares do not sign together: {0}; make a new key")]
-    Broken(String),
-}
 
 /// A signer that holds a quorum of one key's shares in this process.
 #[derive(Clone)]
@@ -147,14 +107,9 @@ impl Signer for FrostSigner {
 
     async fn sign(&self, approved: Approved) -> Result<Signature, SignerError> {
         let request = approved.into_request();
-        // A signature is 0.4 ms of arithmetic, twenty times a proxied request: too long for a thread that serves
-        // others.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return self.sign_blocking(&request);
-        };
         let signer = self.clone();
-        let signed = runtime.spawn_blocking(move || signer.sign_blocking(&request)).await;
-        signed.unwrap_or_else(|error| Err(SignerError::NoQuorum(format!("signing was interrupted: {error}"))))
+        // A signature is 0.4 ms of arithmetic, twenty times a proxied request.
+        super::off_the_runtime(move || signer.sign_blocking(&request)).await
     }
 
     fn health(&self) -> Result<(), String> {
@@ -200,16 +155,8 @@ struct Quorum {
 impl Quorum {
     /// Two or three different shares of one key.
     fn of(shares: &[KeyShare]) -> Result<Self, OpenError> {
-        for (index, share) in shares.iter().enumerate() {
-            for earlier in shares.iter().take(index) {
-                differ(earlier, share)?;
-            }
-        }
-        match shares.len() {
-            have @ ..2 => Err(OpenError::NoQuorum { have }),
-            2..=SHARES => Self::assemble(shares),
-            given => Err(OpenError::TooMany(given)),
-        }
+        quorum::check(shares, Key::to_string)?;
+        Self::assemble(shares)
     }
 
     fn assemble(shares: &[KeyShare]) -> Result<Self, OpenError> {
@@ -273,22 +220,6 @@ impl OnceNonces {
     fn sign(self, package: &SigningPackage, share: &KeyPackage) -> Result<SignatureShare, FrostError> {
         frost_ed25519::round2::sign(package, &self.0, share)
     }
-}
-
-fn differ(first: &KeyShare, second: &KeyShare) -> Result<(), OpenError> {
-    if first.group() != second.group() || first.verifying_shares != second.verifying_shares {
-        return Err(OpenError::DifferentGroups {
-            first: first.origin().to_owned(),
-            first_group: first.group(),
-            second: second.origin().to_owned(),
-            second_group: second.group(),
-        });
-    }
-    if first.identifier() == second.identifier() {
-        let (first, identifier) = (first.origin().to_owned(), first.identifier());
-        return Err(OpenError::SameShare { first, second: second.origin().to_owned(), identifier });
-    }
-    Ok(())
 }
 
 fn broken(error: &FrostError) -> SignerError {
@@ -358,17 +289,11 @@ fn key_share(identifier: u16, key: &KeyPackage, public: &PublicKeyPackage) -> Op
     let point = |bytes: Result<Vec<u8>, FrostError>| bytes.ok()?.try_into().ok().map(Key);
     let verifying: Option<Vec<Key>> =
         public.verifying_shares().values().map(|share| point(share.serialize())).collect();
-    let serialized = Zeroizing::new(key.signing_share().serialize());
-    let mut secret = Zeroizing::new([0; 32]);
-    if serialized.len() != secret.len() {
-        return None;
-    }
-    secret.copy_from_slice(&serialized);
     Some(KeyShare {
         group: point(public.verifying_key().serialize())?,
         identifier,
         verifying_shares: verifying?.try_into().ok()?,
-        secret,
+        secret: Zeroizing::new(key.signing_share().serialize()),
         origin: format!("the new share {identifier}"),
     })
 }

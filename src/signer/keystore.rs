@@ -3,31 +3,39 @@
 //! Owns [`KeyShare`] (one share of a threshold key, in memory), [`Passphrase`] and the file format below. Promises: a
 //! share or passphrase is never printed, logged or cloned and is wiped when dropped; a file is created with mode 0600
 //! and never overwritten; the clear fields cannot be exchanged without the passphrase; a hostile file cannot take more
-//! than [`FILE_BYTES_MAX`] bytes or the bounds of [`Kdf`] to read. Knows nothing of the signature scheme's arithmetic.
+//! than [`FILE_BYTES_MAX`] bytes or the bounds of [`Kdf`] to read. Refuses a share of another curve than the one that is
+//! asked for. Knows nothing of the signature schemes' arithmetic.
 //!
-//! Format, version 1: one JSON object, exactly these fields, bytes as standard base64, keys as base58.
+//! Format, version 1: one JSON object, exactly these fields, bytes as standard base64, points as their curve writes them.
 //!
 //! | field | content |
 //! |---|---|
 //! | `version` | `1` |
-//! | `scheme` | `"frost-ed25519-2-of-3"`: FROST(Ed25519, SHA-512), RFC 9591 |
-//! | `group` | the group's public key, a Solana address |
+//! | `scheme` | the curve, and what its shares are: see below |
+//! | `group` | the group's public key |
 //! | `identifier` | which share this is: 1, 2 or 3 |
 //! | `verifying_shares` | the public part of each share, in the order of their identifiers |
 //! | `kdf` | `name` `"argon2id"` (version 0x13), `memory_kib`, `passes`, `lanes`, `salt` (16 bytes) |
 //! | `cipher` | `"xchacha20-poly1305"` |
 //! | `nonce` | 24 bytes |
-//! | `ciphertext` | the encrypted 32-byte share (a scalar, little endian) and its 16-byte tag |
+//! | `ciphertext` | the encrypted share and its 16-byte tag |
 //! | `checksum` | SHA-256 over associated data and ciphertext: tells a damaged file from a wrong passphrase |
+//!
+//! | `scheme` | points | the share |
+//! |---|---|---|
+//! | `frost-ed25519-2-of-3`: FROST(Ed25519, SHA-512), RFC 9591 | base58 of 32 bytes; `group` is a Solana address | 32 bytes: a scalar, little endian |
+//! | `dkls23-secp256k1-2-of-3`: DKLs23 | `0x` and the digits of 33 bytes, compressed | a `Party` of dkls23-core 0.6, in postcard |
 //!
 //! The associated data are, in this order and without separators: the 20 bytes `turnpike share file\0`, `version`
 //! (u32), length (u16) and bytes of `scheme`, `group`, `identifier` (u16), the three `verifying_shares`, length and
 //! bytes of `kdf.name`, `memory_kib`, `passes`, `lanes` (u32 each), `salt`, length and bytes of `cipher`, `nonce`.
-//! Integers are little endian.
+//! Integers are little endian, points in bytes.
 
-use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+mod curve;
+mod file;
+mod passphrase;
+
+use std::io;
 use std::path::{Path, PathBuf};
 
 use argon2::{Algorithm, Argon2, Params, Version};
@@ -37,24 +45,25 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use crate::x402::Key;
+pub use self::curve::{Curve, Ed25519, Point, Secp256k1};
+pub use self::passphrase::{PASSPHRASE_CHARS_MIN, Passphrase};
+
+use self::file::{read_text, write_new};
 
 /// How many shares a key has.
 pub const SHARES: usize = 3;
-/// The largest share file, and the largest passphrase file, that is read.
-pub const FILE_BYTES_MAX: u64 = 16 * 1024;
-/// The fewest characters of a passphrase that a new share is encrypted under.
-pub const PASSPHRASE_CHARS_MIN: usize = 12;
+/// The largest share file that is read: some more than the base64 of the longest share.
+pub const FILE_BYTES_MAX: u64 = 256 * 1024;
 
 const VERSION: u32 = 1;
-const SCHEME: &str = "frost-ed25519-2-of-3";
 const KDF: &str = "argon2id";
 const CIPHER: &str = "xchacha20-poly1305";
 const LABEL: &[u8] = b"turnpike share file\0";
 const SALT_BYTES: usize = 16;
 const NONCE_BYTES: usize = 24;
+const TAG_BYTES: usize = 16;
 const MEMORY_KIB_MAX: u32 = 1024 * 1024;
 const PASSES_MAX: u32 = 16;
 const LANES_MAX: u32 = 4;
@@ -71,18 +80,18 @@ const LANES_MAX: u32 = 4;
 ///     format!("{share:?}")
 /// }
 /// ```
-pub struct KeyShare {
-    pub(super) group: Key,
+pub struct KeyShare<C: Curve = Ed25519> {
+    pub(super) group: C::Point,
     pub(super) identifier: u16,
-    pub(super) verifying_shares: [Key; SHARES],
-    pub(super) secret: Zeroizing<[u8; 32]>,
+    pub(super) verifying_shares: [C::Point; SHARES],
+    pub(super) secret: Zeroizing<Vec<u8>>,
     pub(super) origin: String,
 }
 
-impl KeyShare {
+impl<C: Curve> KeyShare<C> {
     /// The public key of the group that this share belongs to.
     #[must_use]
-    pub const fn group(&self) -> Key {
+    pub const fn group(&self) -> C::Point {
         self.group
     }
 
@@ -96,57 +105,6 @@ impl KeyShare {
     #[must_use]
     pub fn origin(&self) -> &str {
         &self.origin
-    }
-}
-
-/// A passphrase. It cannot be printed or cloned, and is wiped when dropped.
-#[derive(PartialEq, Eq)]
-pub struct Passphrase(Zeroizing<String>);
-
-impl Passphrase {
-    /// A passphrase as an operator wrote it; one line break at its end does not count.
-    #[must_use]
-    pub fn new(text: String) -> Self {
-        let mut text = Zeroizing::new(text);
-        if text.ends_with('\n') {
-            text.pop();
-            if text.ends_with('\r') {
-                text.pop();
-            }
-        }
-        Self(text)
-    }
-
-    /// Reads a passphrase from a file.
-    ///
-    /// # Errors
-    /// [`KeystoreError::Read`] where the file cannot be read or is no text.
-    pub fn read(path: &Path) -> Result<Self, KeystoreError> {
-        read_text(path).map(Self::new)
-    }
-
-    /// A new passphrase of 192 random bits in base58: at least 24 characters, nearly always 33.
-    ///
-    /// # Errors
-    /// [`KeystoreError::Random`] where the system gives no random bytes.
-    pub fn generate() -> Result<Self, KeystoreError> {
-        let mut bytes = Zeroizing::new([0; 24]);
-        fill(bytes.as_mut())?;
-        Ok(Self(Zeroizing::new(bs58::encode(bytes.as_ref()).into_string())))
-    }
-
-    /// Whether a new share may be encrypted under it.
-    #[must_use]
-    pub fn is_long_enough(&self) -> bool {
-        self.0.chars().count() >= PASSPHRASE_CHARS_MIN
-    }
-
-    /// Writes it to a new file of mode 0600.
-    ///
-    /// # Errors
-    /// [`KeystoreError::Exists`] or [`KeystoreError::Write`].
-    pub fn write_new(&self, path: &Path) -> Result<(), KeystoreError> {
-        write_new(path, &Zeroizing::new(format!("{}\n", self.0.as_str())))
     }
 }
 
@@ -195,6 +153,16 @@ pub enum KeystoreError {
         /// What is wrong.
         what: String,
     },
+    /// A share of a key on another curve.
+    #[error("{path}: holds a share of a key on {found}, and one on {expected} is needed; give a share that `turnpike keygen --curve {expected}` made", path = .path.display())]
+    WrongCurve {
+        /// The file.
+        path: PathBuf,
+        /// Its curve.
+        found: &'static str,
+        /// The curve that is needed.
+        expected: &'static str,
+    },
     /// A share file of another version, or for another scheme.
     #[error("{path}: has {field} {found}, this release reads {expected}; use the release that wrote it", path = .path.display())]
     Unsupported {
@@ -233,13 +201,13 @@ pub enum KeystoreError {
 
 /// The clear fields of a share file, and the ciphertext.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ShareFile {
+#[serde(deny_unknown_fields, bound = "")]
+struct ShareFile<C: Curve> {
     version: u32,
     scheme: String,
-    group: Key,
+    group: C::Point,
     identifier: u16,
-    verifying_shares: [Key; SHARES],
+    verifying_shares: [C::Point; SHARES],
     kdf: KdfFields,
     cipher: String,
     nonce: String,
@@ -257,17 +225,23 @@ struct KdfFields {
     salt: String,
 }
 
-/// The one field that every version has.
+/// What says how the rest is to be read. Every version has the first of these.
 #[derive(Deserialize)]
-struct AnyVersion {
+struct Head {
     version: u32,
+    scheme: Option<String>,
 }
 
 /// Encrypts a share and writes it to a new file of mode 0600.
 ///
 /// # Errors
 /// [`KeystoreError::Exists`] or [`KeystoreError::Write`]; nothing is left behind then.
-pub fn create(path: &Path, share: &KeyShare, passphrase: &Passphrase, kdf: Kdf) -> Result<(), KeystoreError> {
+pub fn create<C: Curve>(
+    path: &Path,
+    share: &KeyShare<C>,
+    passphrase: &Passphrase,
+    kdf: Kdf,
+) -> Result<(), KeystoreError> {
     let mut salt = [0; SALT_BYTES];
     let mut nonce = [0; NONCE_BYTES];
     fill(&mut salt)?;
@@ -275,27 +249,35 @@ pub fn create(path: &Path, share: &KeyShare, passphrase: &Passphrase, kdf: Kdf) 
     write_new(path, &seal(share, passphrase, kdf, salt, nonce)?)
 }
 
-/// Reads and decrypts a share.
+/// Reads and decrypts a share of a key on the curve `C`.
 ///
 /// # Errors
 /// [`KeystoreError`], which names the file and what to do.
-pub fn open(path: &Path, passphrase: &Passphrase) -> Result<KeyShare, KeystoreError> {
-    let text = read_text(path)?;
+pub fn open<C: Curve>(path: &Path, passphrase: &Passphrase) -> Result<KeyShare<C>, KeystoreError> {
+    let text = read_text(path, FILE_BYTES_MAX)?;
     let not_a_share = |what: String| KeystoreError::NotAShare { path: path.to_owned(), what };
-    let AnyVersion { version } = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
-    supported(path, "version", &version.to_string(), &VERSION.to_string())?;
-    let file: ShareFile = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
-    supported(path, "scheme", &file.scheme, SCHEME)?;
+    let head: Head = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
+    supported(path, "version", &head.version.to_string(), &VERSION.to_string())?;
+    if let Some(scheme) = head.scheme {
+        if let Some(found) = curve::name_of(&scheme).filter(|found| *found != C::NAME) {
+            return Err(KeystoreError::WrongCurve { path: path.to_owned(), found, expected: C::NAME });
+        }
+        supported(path, "scheme", &scheme, C::SCHEME)?;
+    }
+    let file: ShareFile<C> = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
     supported(path, "kdf", &file.kdf.name, KDF)?;
     supported(path, "cipher", &file.cipher, CIPHER)?;
     decrypt(path, &file, passphrase)
 }
 
-fn decrypt(path: &Path, file: &ShareFile, passphrase: &Passphrase) -> Result<KeyShare, KeystoreError> {
+fn decrypt<C: Curve>(path: &Path, file: &ShareFile<C>, passphrase: &Passphrase) -> Result<KeyShare<C>, KeystoreError> {
     let damaged = |what| KeystoreError::Damaged { path: path.to_owned(), what };
     let salt: [u8; SALT_BYTES] = bytes(&file.kdf.salt).ok_or_else(|| damaged("the salt is not 16 bytes"))?;
     let nonce: [u8; NONCE_BYTES] = bytes(&file.nonce).ok_or_else(|| damaged("the nonce is not 24 bytes"))?;
-    let ciphertext: [u8; 48] = bytes(&file.ciphertext).ok_or_else(|| damaged("the ciphertext is not 48 bytes"))?;
+    let ciphertext = STANDARD.decode(&file.ciphertext).map_err(|_| damaged("the ciphertext is not base64"))?;
+    if !ciphertext.len().checked_sub(TAG_BYTES).is_some_and(|length| C::SECRET_BYTES.contains(&length)) {
+        return Err(damaged("the ciphertext is too short or too long"));
+    }
     let associated = associated_data(file, &salt, &nonce);
     if bytes(&file.checksum) != Some(checksum(&associated, &ciphertext)) {
         return Err(damaged("the checksum does not match"));
@@ -314,32 +296,27 @@ fn decrypt(path: &Path, file: &ShareFile, passphrase: &Passphrase) -> Result<Key
         .decrypt(XNonce::from_slice(&nonce), payload)
         .map(Zeroizing::new)
         .map_err(|_| KeystoreError::Passphrase { path: path.to_owned(), identifier: file.identifier })?;
-    let mut share = KeyShare {
+    Ok(KeyShare {
         group: file.group,
         identifier: file.identifier,
         verifying_shares: file.verifying_shares,
-        secret: Zeroizing::new([0; 32]),
+        secret,
         origin: path.display().to_string(),
-    };
-    if secret.len() != share.secret.len() {
-        return Err(damaged("the share is not 32 bytes"));
-    }
-    share.secret.copy_from_slice(&secret);
-    Ok(share)
+    })
 }
 
 /// The text of a share file. Salt and nonce are given so that the format can be fixed by a test.
-fn seal(
-    share: &KeyShare,
+fn seal<C: Curve>(
+    share: &KeyShare<C>,
     passphrase: &Passphrase,
     kdf: Kdf,
     salt: [u8; SALT_BYTES],
     nonce: [u8; NONCE_BYTES],
 ) -> Result<String, KeystoreError> {
     let Kdf { memory_kib, passes, lanes } = kdf;
-    let mut file = ShareFile {
+    let mut file = ShareFile::<C> {
         version: VERSION,
-        scheme: SCHEME.to_owned(),
+        scheme: C::SCHEME.to_owned(),
         group: share.group,
         identifier: share.identifier,
         verifying_shares: share.verifying_shares,
@@ -351,7 +328,7 @@ fn seal(
     };
     let associated = associated_data(&file, &salt, &nonce);
     let key = derive(passphrase, &salt, kdf)?;
-    let payload = Payload { msg: share.secret.as_ref(), aad: &associated };
+    let payload = Payload { msg: &share.secret, aad: &associated };
     let ciphertext = cipher(&key)
         .encrypt(XNonce::from_slice(&nonce), payload)
         .map_err(|_| KeystoreError::Cipher("the cipher refused"))?;
@@ -361,7 +338,7 @@ fn seal(
     Ok(text + "\n")
 }
 
-fn associated_data(file: &ShareFile, salt: &[u8; SALT_BYTES], nonce: &[u8; NONCE_BYTES]) -> Vec<u8> {
+fn associated_data<C: Curve>(file: &ShareFile<C>, salt: &[u8; SALT_BYTES], nonce: &[u8; NONCE_BYTES]) -> Vec<u8> {
     let mut data = LABEL.to_vec();
     let text = |data: &mut Vec<u8>, text: &str| {
         data.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
@@ -369,10 +346,10 @@ fn associated_data(file: &ShareFile, salt: &[u8; SALT_BYTES], nonce: &[u8; NONCE
     };
     data.extend(file.version.to_le_bytes());
     text(&mut data, &file.scheme);
-    data.extend(file.group.0);
+    data.extend(file.group.as_ref());
     data.extend(file.identifier.to_le_bytes());
     for share in &file.verifying_shares {
-        data.extend(share.0);
+        data.extend(share.as_ref());
     }
     text(&mut data, &file.kdf.name);
     for number in [file.kdf.memory_kib, file.kdf.passes, file.kdf.lanes] {
@@ -418,47 +395,6 @@ fn fill(bytes: &mut [u8]) -> Result<(), KeystoreError> {
     getrandom::fill(bytes).map_err(|error| KeystoreError::Random(error.to_string()))
 }
 
-fn read_text(path: &Path) -> Result<String, KeystoreError> {
-    let read = || {
-        // All at once: a buffer that grows would leave parts of a passphrase behind.
-        let mut text = String::with_capacity(usize::try_from(FILE_BYTES_MAX).unwrap_or(0).saturating_add(1));
-        std::fs::File::open(path)?.take(FILE_BYTES_MAX.saturating_add(1)).read_to_string(&mut text)?;
-        if u64::try_from(text.len()).is_ok_and(|length| length <= FILE_BYTES_MAX) {
-            return Ok(text);
-        }
-        text.zeroize();
-        Err(io::Error::other(format!("it is longer than {FILE_BYTES_MAX} bytes")))
-    };
-    read().map_err(|source| KeystoreError::Read { path: path.to_owned(), source })
-}
-
-/// Writes a file that did not exist, readable by its owner only, and waits until the disk has it.
-fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => KeystoreError::Exists(path.to_owned()),
-        _ => KeystoreError::Write { path: path.to_owned(), source },
-    })?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|source| {
-        // What was written in part is of no use, and would stand in the way of the next try.
-        let _ = std::fs::remove_file(path);
-        KeystoreError::Write { path: path.to_owned(), source }
-    })?;
-    // The name is safe once its directory is; not every system lets a directory be synchronized.
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let _ = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
-    Ok(())
-}
-
-impl fmt::Debug for Passphrase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Passphrase(hidden)")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,20 +406,12 @@ mod tests {
     fn the_format_of_version_1_stays() {
         let path = Path::new(FIXTURE);
         let passphrase = Passphrase::new("correct horse battery 1".to_owned());
-        let share = open(path, &passphrase).unwrap();
+        let share = open::<Ed25519>(path, &passphrase).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
-        let file: ShareFile = serde_json::from_str(&text).unwrap();
+        let file: ShareFile<Ed25519> = serde_json::from_str(&text).unwrap();
         let KdfFields { memory_kib, passes, lanes, salt, .. } = &file.kdf;
         let kdf = Kdf { memory_kib: *memory_kib, passes: *passes, lanes: *lanes };
         let again = seal(&share, &passphrase, kdf, bytes(salt).unwrap(), bytes(&file.nonce).unwrap()).unwrap();
         assert_eq!(again, text);
-    }
-
-    #[test]
-    fn one_line_break_at_the_end_of_a_passphrase_does_not_count() {
-        for text in ["secret words", "secret words\n", "secret words\r\n"] {
-            assert!(Passphrase::new(text.to_owned()) == Passphrase::new("secret words".to_owned()), "{text:?}");
-        }
-        assert!(Passphrase::new("secret words\n\n".to_owned()) != Passphrase::new("secret words".to_owned()));
     }
 }

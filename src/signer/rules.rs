@@ -7,9 +7,12 @@
 //! rule of a stable name ([`rule`]). What needs the chain or the books (is the voucher newer, is the channel ours) is
 //! not judged here: the program refuses the one, the facilitator and the ledger the other.
 //!
+//! This is Solana's part; that of EVM networks, in the same manner, is in [`evm`].
+//!
 //! Source: `scheme_batch_settlement_svm.md` sections 4.2, 4.5 and 5; `scheme_upto_svm.md` section 5.
 
 mod close;
+pub mod evm;
 mod shape;
 mod sponsor;
 
@@ -56,6 +59,12 @@ pub mod rule {
     pub const ACCOUNTS: &str = "accounts";
     /// A time that must be set is not.
     pub const EXPIRY: &str = "expiry";
+    /// The signature would be for another contract.
+    pub const CONTRACT: &str = "contract";
+    /// The channel's claims are for another key to authorize.
+    pub const RECEIVER_AUTHORIZER: &str = "receiver_authorizer";
+    /// The channel's token is not allowed.
+    pub const TOKEN: &str = "token";
 }
 
 /// The most channels in one claim or distribution (section 4.5).
