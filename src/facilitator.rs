@@ -4,6 +4,7 @@
 //! have a port of their own, [`interface`], and the adapter `facilitator/http.rs`.
 
 pub mod authorizer;
+pub mod channels;
 pub mod evm;
 pub mod http;
 pub mod interface;

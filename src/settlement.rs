@@ -14,6 +14,7 @@
 pub mod batch;
 mod carry;
 pub mod destination;
+pub mod evm;
 pub mod plan;
 pub mod reconcile;
 pub mod report;

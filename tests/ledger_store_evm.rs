@@ -107,7 +107,7 @@ fn batch(id: u64, state: BatchState) -> EvmBatch {
         network: "eip155:84532".parse().unwrap(),
         token: Address([1; 20]),
         lines: vec![(B256([1; 32]), 7u64.into()), (B256([2; 32]), Amount::new(u128::MAX))],
-        signature: Some(AnySignature::from_bytes(&[5; 65]).unwrap()),
+        request: "{}".to_owned(),
         transaction: id.is_multiple_of(2).then_some(B256([6; 32])),
         state,
         created_at: UnixMillis(id.try_into().unwrap()),

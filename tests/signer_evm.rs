@@ -6,21 +6,28 @@
 mod evm_requests;
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use evm_requests::{CHANNEL_MAX, CLAIM_MAX, Cast, PAY_TO, TOKEN, approved, digest, rules, sign};
 use proptest::prelude::*;
 use secp256k1::SecretKey;
 use turnpike::amount::Amount;
 use turnpike::cli::keygen::{self, CurveName, GroupAddress, Report};
+use turnpike::clock::UnixMillis;
+use turnpike::facilitator::FacilitatorError;
+use turnpike::facilitator::authorizer::threshold::ThresholdAuthorizer;
+use turnpike::facilitator::authorizer::{ReceiverAuthorizer, Refund, RefundAuthorization};
+use turnpike::ledger::channel::{EvmOnChain, Voucher};
 use turnpike::policy::{EvmPolicy, PolicyError};
 use turnpike::scheme::evm::contracts::MULTICALL3;
-use turnpike::scheme::evm::signature;
+use turnpike::scheme::evm::eip712::{ChannelConfig, Domain};
+use turnpike::scheme::evm::{EvmSeller, EvmTerms, TransferMethod, assets, signature};
 use turnpike::signer::ecdsa::EcdsaSigner;
 use turnpike::signer::keystore::{self, Ed25519, Kdf, KeyShare, KeystoreError, Passphrase, Secp256k1};
 use turnpike::signer::quorum::OpenError;
 use turnpike::signer::rules::evm::{CLAIMS_PER_BATCH_MAX, EvmJudge};
 use turnpike::signer::{Deployment, EvmClaim, EvmRefund, EvmRequest, EvmSigner, SignerError};
+use turnpike::x402::Network;
 use turnpike::x402::evm::{Address, AnySignature, B256, EvmSignature, U256};
 
 const ED25519_FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/shares-v1");
@@ -400,6 +407,88 @@ fn a_signer_signs_without_a_runtime_too() {
     let mut signing = signer().sign(approved(Cast::new(signer().address()).refund()));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(matches!(signing.as_mut().poll(&mut context), std::task::Poll::Ready(Ok(_))));
+}
+
+/// A refund that the gate finds due, of a channel that holds 1,000,000, of which 400,000 were charged and 100,000 claimed.
+fn due(authorizer: Address, with_voucher: bool) -> (Refund, EvmRequest, EvmRequest) {
+    let cast = Cast::new(authorizer);
+    let claim = cast.claim(1, 500_000, 400_000);
+    let ChannelConfig { payer, payer_authorizer, receiver, receiver_authorizer, token, withdraw_delay, salt } =
+        claim.config;
+    let network = Network::eip155(evm_requests::CHAIN_ID);
+    let usdc = assets::on(&network).next().unwrap().asset();
+    let seller = EvmSeller {
+        asset: Arc::new(usdc),
+        chain_id: evm_requests::CHAIN_ID,
+        domain: Domain::batch_settlement(evm_requests::CHAIN_ID),
+        network,
+        token,
+        token_name: "USDC".into(),
+        token_version: "2".into(),
+        transfer_method: TransferMethod::Eip3009,
+        pay_to: receiver,
+        receiver_authorizer,
+        withdraw_delay,
+    };
+    let on_chain = EvmOnChain {
+        balance: Amount::new(1_000_000),
+        claimed: Amount::new(100_000),
+        withdrawal: Amount::ZERO,
+        withdraw_since: 0,
+        withdraw_ends_at: 0,
+        refund_nonce: 3,
+        block: 7,
+        read_at: UnixMillis(0),
+    };
+    let voucher = Voucher { cumulative: claim.max_claimable, signature: claim.voucher.clone() };
+    let refund = Refund {
+        terms: EvmTerms::derive(Arc::new(seller), payer, payer_authorizer, salt),
+        on_chain,
+        charged: claim.total_claimed,
+        voucher: with_voucher.then_some(voucher),
+        amount: Amount::new(600_000),
+    };
+    (refund, EvmRequest::ClaimBatch { contract: evm_requests::CONTRACT, claims: vec![claim] }, cast.refund())
+}
+
+#[tokio::test]
+async fn a_due_refund_is_authorized_with_its_claim() {
+    let policy = Arc::new(EvmPolicy { pay_to: vec![PAY_TO], claim_cap: Amount::new(300_000) });
+    let authorizer = ThresholdAuthorizer::new(Arc::new(signer().clone()), policy);
+    let made_by_us = |signed: &AnySignature, request: &EvmRequest| {
+        let AnySignature::Key(signed) = signed else { panic!("{signed} is no key's") };
+        signature::signer(&digest(request), signed) == Some(signer().address())
+    };
+    for with_voucher in [true, false] {
+        let (refund, claim_request, refund_request) = due(signer().address(), with_voucher);
+        let RefundAuthorization { claim, refund } = authorizer.authorize_refund(&refund).await.unwrap();
+        assert!(made_by_us(&refund, &refund_request));
+        assert_eq!(claim.map(|claim| made_by_us(&claim, &claim_request)), with_voucher.then_some(true));
+    }
+}
+
+/// What is changed of a due refund, and a part of what the operator reads.
+#[tokio::test]
+async fn a_refund_that_the_policy_or_the_signer_forbids_is_not_authorized() {
+    let policy = Arc::new(EvmPolicy { pay_to: vec![PAY_TO], claim_cap: Amount::new(300_000) });
+    let authorizer = ThresholdAuthorizer::new(Arc::new(signer().clone()), policy.clone());
+    type Change = fn(&mut Refund);
+    let table: &[(Change, &str)] = &[
+        (|refund| refund.amount = Amount::new(600_001), "refuses by rule amount"),
+        (|refund| refund.on_chain.claimed = Amount::new(99_999), "one request may move 300000"),
+        (|refund| refund.voucher.as_mut().unwrap().cumulative = Amount::new(500_001), "refuses by rule voucher"),
+        (|refund| refund.terms = due(TOKEN, true).0.terms, "refuses by rule receiver_authorizer"),
+    ];
+    for (change, says) in table {
+        let (mut refund, ..) = due(signer().address(), true);
+        change(&mut refund);
+        let error = authorizer.authorize_refund(&refund).await.unwrap_err();
+        assert!(matches!(&error, FacilitatorError::Refused { detail, .. } if detail.contains(says)), "{error}");
+    }
+    let alone = EcdsaSigner::open_without_quorum(&open(report(), 2), rules()).unwrap();
+    let authorizer = ThresholdAuthorizer::new(Arc::new(alone), policy);
+    let error = authorizer.authorize_refund(&due(signer().address(), true).0).await.unwrap_err();
+    assert!(matches!(error, FacilitatorError::Unavailable(_)), "{error}");
 }
 
 /// Changes one bit of a claim, so that it is none that the payer and the operator have agreed to.

@@ -75,6 +75,7 @@ const ADAPTERS: &[&str] = &[
     "chain/sandbox",
     "chain/evm/rpc",
     "facilitator/local",
+    "facilitator/authorizer/threshold",
     "facilitator/evm",
     "facilitator/http",
     "signer/ecdsa",

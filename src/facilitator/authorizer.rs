@@ -1,7 +1,10 @@
 //! The port to the receiver authorizer of EVM channels, for refunds: who signs what goes back to a payer.
 //!
 //! The gate decides that a refund is due and says which; whoever implements this decides whether it is signed. The key
-//! stays behind it. Source: `scheme_batch_settlement_evm.md`, "Cooperative refund flow".
+//! stays behind it. Adapter: `facilitator/authorizer/threshold.rs`, our own key. Source:
+//! `scheme_batch_settlement_evm.md`, "Cooperative refund flow".
+
+pub mod threshold;
 
 use async_trait::async_trait;
 

@@ -35,10 +35,10 @@ pub struct Backoff {
 impl Backoff {
     /// The wait after the `attempt`-th failure, counted from 1: doubling, between half and all of it, up to `longest`.
     #[must_use]
-    pub fn delay(&self, key: &Key, attempt: u32, longest: Duration) -> Duration {
+    pub fn delay(&self, key: &[u8; 32], attempt: u32, longest: Duration) -> Duration {
         let doublings = attempt.saturating_sub(1).min(31);
         let whole = self.first.saturating_mul(1_u32 << doublings).min(longest);
-        let salt = key.0.first_chunk().map_or(0, |head| u64::from_le_bytes(*head));
+        let salt = key.first_chunk().map_or(0, |head| u64::from_le_bytes(*head));
         let share = u32::try_from(mix(self.seed ^ salt ^ u64::from(attempt)) % 1025).unwrap_or(0);
         let half = whole / 2;
         half.saturating_add(half.saturating_mul(share) / 1024)
@@ -194,7 +194,7 @@ impl Troubles {
     /// A channel has failed: it waits, longer each time. Returns how long.
     pub fn blame(&mut self, channel: Key, kind: BatchKind, error: &str, now: UnixMillis) -> Duration {
         let attempts = self.entry(channel, kind, error, true);
-        let delay = self.backoff.delay(&channel, attempts, self.longest(kind));
+        let delay = self.backoff.delay(&channel.0, attempts, self.longest(kind));
         self.wait(&channel, now.plus(delay));
         delay
     }
@@ -212,7 +212,7 @@ impl Troubles {
         for channel in channels {
             let attempts = self.entry(channel, kind, error, false);
             let late = attempts.saturating_sub(EXPIRIES_FREE);
-            let delay = self.backoff.delay(&channel, late, self.longest(kind));
+            let delay = self.backoff.delay(&channel.0, late, self.longest(kind));
             self.wait(&channel, if late == 0 { now } else { now.plus(delay) });
         }
     }
@@ -235,7 +235,7 @@ impl Troubles {
         let known = self.hold.as_ref().map_or(0, |(attempts, ..)| *attempts);
         // Batches that run side by side and fail together count once.
         let attempts = if self.held(now).is_some() { known } else { known.saturating_add(1) };
-        let delay = self.backoff.delay(&Key::default(), attempts, self.backoff.longest_urgent);
+        let delay = self.backoff.delay(&[0; 32], attempts, self.backoff.longest_urgent);
         self.hold = Some((attempts, now.plus(delay), error.to_owned()));
         delay
     }
@@ -368,10 +368,10 @@ mod tests {
         #[test]
         fn waits_grow_within_bounds_and_repeat(seed: u64, key: [u8; 32], attempt in 1_u32..100) {
             let backoff = backoff(seed);
-            let delay = backoff.delay(&Key(key), attempt, backoff.longest);
+            let delay = backoff.delay(&key, attempt, backoff.longest);
             let whole = backoff.first.saturating_mul(1 << attempt.min(20).saturating_sub(1)).min(backoff.longest);
             prop_assert!(delay >= whole / 2 && delay <= whole);
-            prop_assert_eq!(delay, backoff.delay(&Key(key), attempt, backoff.longest));
+            prop_assert_eq!(delay, backoff.delay(&key, attempt, backoff.longest));
         }
 
         #[test]

@@ -206,8 +206,9 @@ pub struct EvmBatch {
     pub token: Address,
     /// Of a claim: the channels, each with the total that it is brought to.
     pub lines: Vec<(B256, Amount)>,
-    /// Of a claim: the receiver authorizer's signature over it, so that it is made once.
-    pub signature: Option<AnySignature>,
+    /// What a facilitator is asked to send, as JSON with all signatures, so that it can be asked for unchanged; empty once
+    /// the batch is over.
+    pub request: String,
     /// The transaction, once somebody named it.
     pub transaction: Option<B256>,
     /// How far it has come.

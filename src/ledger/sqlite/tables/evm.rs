@@ -59,7 +59,7 @@ CREATE TABLE evm_batches (
     network TEXT NOT NULL,
     token BLOB NOT NULL,
     lines BLOB NOT NULL,
-    signature BLOB,
+    request TEXT NOT NULL,
     transaction_hash BLOB,
     created_at INTEGER NOT NULL
 ) STRICT;
@@ -201,7 +201,7 @@ impl Tables for Evm {
     }
 
     fn write_batch(connection: &Connection, batch: &EvmBatch) -> rusqlite::Result<()> {
-        let EvmBatch { id, kind, network, token, lines, signature, transaction, state, created_at } = batch;
+        let EvmBatch { id, kind, network, token, lines, request, transaction, state, created_at } = batch;
         let (state, why) = match state {
             BatchState::Signed => (0, None),
             BatchState::Confirmed => (1, None),
@@ -223,7 +223,7 @@ impl Tables for Evm {
                 network.as_str(),
                 token.0,
                 lines,
-                signature.as_ref().map(AnySignature::as_slice),
+                request,
                 transaction.map(|hash| hash.0),
                 created_at.0,
             ],
@@ -253,7 +253,7 @@ impl Tables for Evm {
             network: network.parse().map_err(|_| bad("evm_batches.network"))?,
             token: Address(row.get("token")?),
             lines: lines.iter().map(line).collect::<rusqlite::Result<_>>()?,
-            signature: row.get::<_, Option<Vec<u8>>>("signature")?.as_deref().map(read_signature).transpose()?,
+            request: row.get("request")?,
             transaction: row.get::<_, Option<_>>("transaction_hash")?.map(B256),
             state: match row.get("state")? {
                 0 => BatchState::Signed,

@@ -1,0 +1,279 @@
+//! The loop that turns charged vouchers on an EVM network into money: due, batch, approved, signed, journalled, asked,
+//! read back; then paid out.
+//!
+//! Owns when and in what order channels are claimed (`claimWithSignature`, many channels at once, no money moves) and
+//! what is claimed is paid out (`settle`, one transfer per token). Promises: nothing is claimed that was not charged and
+//! signed (invariant L3); a batch is journalled before anybody is asked to send it; what became of it is read from the
+//! channels and never believed, so that a crash or an answer lost at any point neither loses nor doubles a claim. A
+//! claim names totals and a payout sweeps what is there, so either can be asked for again once it was looked at. A payer
+//! who starts a withdrawal is answered with the last voucher at once. Refuses: to name the gate, to read any clock but
+//! the given one.
+//!
+//! [`plan`] decides (pure), `carry` takes one batch through its steps, `watch` reads the chain's side. Source:
+//! `scheme_batch_settlement_evm.md`, "Claim & Settlement Strategy" and "POST /settle".
+
+mod carry;
+pub mod plan;
+pub mod report;
+mod run;
+mod watch;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch as flag};
+
+use self::plan::EvmRules;
+pub use self::report::{EvmBatchReport, EvmObserver, EvmReport, EvmStatus, NoEvmObserver};
+use super::Trigger;
+use super::trouble::Backoff;
+use crate::amount::Amount;
+use crate::clock::{Clock, UnixMillis};
+use crate::facilitator::channels::EvmChannels;
+use crate::facilitator::interface::{InterfaceError, X402Facilitator};
+use crate::ledger::Ledger;
+use crate::ledger::channel::Evm;
+use crate::ledger::store::RecordOf;
+use crate::policy::EvmPolicy;
+use crate::scheme::evm::EvmSeller;
+use crate::signer::EvmSigner;
+use crate::x402::evm::{Address, B256};
+
+/// The most claims that one transaction takes, as the reference facilitator has it.
+pub const CLAIMS_MAX: usize = 100;
+
+/// The settlement's own bounds and times.
+#[derive(Clone, Debug)]
+pub struct EvmOptions {
+    /// The merchant's accounts on this network, one per token.
+    pub sellers: Vec<Arc<EvmSeller>>,
+    /// How often everything worth claiming is claimed.
+    pub interval: Duration,
+    /// When a channel is due.
+    pub rules: EvmRules,
+    /// How many channels share a claim, 1 to [`CLAIMS_MAX`].
+    pub batch_claims: usize,
+    /// The most that the totals of one claim may come to: what the signer lets one signature name.
+    pub batch_total_max: Amount,
+    /// How many claim batches one round makes.
+    pub round_batches_max: usize,
+    /// How waits grow after failures.
+    pub backoff: Backoff,
+    /// How often the loop looks for what is due.
+    pub tick: Duration,
+    /// How often the chain's side of the channels is read.
+    pub watch_interval: Duration,
+    /// How many channels one such pass reads, those first that were not read for longest.
+    pub watch_channels_max: usize,
+}
+
+impl EvmOptions {
+    /// The defaults, for these accounts.
+    #[must_use]
+    pub fn new(sellers: Vec<Arc<EvmSeller>>) -> Self {
+        Self {
+            sellers,
+            interval: Duration::from_secs(600),
+            rules: EvmRules { min_amount: Amount::new(10_000), max_age: Duration::from_secs(3_600), worth_multiple: 0 },
+            batch_claims: CLAIMS_MAX,
+            batch_total_max: Amount::new(u128::MAX),
+            round_batches_max: 16,
+            backoff: Backoff {
+                first: Duration::from_secs(2),
+                longest: Duration::from_secs(1_800),
+                longest_urgent: Duration::from_secs(15),
+                seed: 0,
+            },
+            tick: Duration::from_secs(5),
+            watch_interval: Duration::from_secs(60),
+            watch_channels_max: 10_000,
+        }
+    }
+}
+
+/// What a claim takes and costs, so that a batch fits a transaction and can wait until it is worth it.
+#[async_trait]
+pub trait ClaimCost: Send + Sync {
+    /// How many claims fit a transaction.
+    fn claims_max(&self) -> usize {
+        CLAIMS_MAX
+    }
+
+    /// The cost of one claim of so many channels and its payout, in the seller's token.
+    ///
+    /// # Errors
+    /// Where it cannot be found out now.
+    async fn cost(&self, claims: usize) -> Result<Amount, InterfaceError>;
+}
+
+/// A channel or the whole that waits after a failure.
+#[derive(Clone, Debug)]
+struct Wait {
+    attempts: u32,
+    until: UnixMillis,
+    /// Whether the channel stands alone in a batch until it succeeds.
+    alone: bool,
+    error: String,
+}
+
+/// What is kept between rounds, in memory only: a restart begins with an empty one.
+struct State {
+    waits: HashMap<B256, Wait>,
+    hold: Option<Wait>,
+    last_sweep: UnixMillis,
+    sweeping: bool,
+    /// Tokens of which something may be claimed and not paid out.
+    owed: HashMap<Address, bool>,
+    /// How often an open claim was asked for without an answer.
+    unanswered: HashMap<u64, u32>,
+    last_success: Option<UnixMillis>,
+    confirmed: u64,
+    dropped: u64,
+    last_error: Option<String>,
+}
+
+/// What the settlement works with.
+pub struct EvmParts {
+    /// The balances.
+    pub ledger: Arc<Ledger<Evm>>,
+    /// Sends what is signed here.
+    pub facilitator: Arc<dyn X402Facilitator>,
+    /// Reads channels.
+    pub channels: Arc<dyn EvmChannels>,
+    /// Signs claims.
+    pub signer: Arc<dyn EvmSigner>,
+    /// Approves them.
+    pub policy: Arc<EvmPolicy>,
+    /// What a claim costs; `None` where batches do not wait to be worth it.
+    pub cost: Option<Arc<dyn ClaimCost>>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Is told what happens.
+    pub observer: Arc<dyn EvmObserver>,
+}
+
+/// The settlement of one merchant key's channels on one EVM network.
+pub struct EvmSettlement {
+    parts: EvmParts,
+    options: EvmOptions,
+    state: Mutex<State>,
+    /// Rounds take turns.
+    turn: tokio::sync::Mutex<()>,
+    /// Something has become due that does not wait for the tick.
+    wake: Notify,
+    stop: flag::Sender<bool>,
+}
+
+impl EvmSettlement {
+    /// A settlement that has done nothing yet. The first sweep comes one interval from now.
+    #[must_use]
+    pub fn new(parts: EvmParts, options: EvmOptions) -> Self {
+        let state = State {
+            waits: HashMap::new(),
+            hold: None,
+            last_sweep: parts.clock.now(),
+            sweeping: false,
+            // A crash may have come between a claim and its payout.
+            owed: options.sellers.iter().map(|seller| (seller.token, true)).collect(),
+            unanswered: HashMap::new(),
+            last_success: None,
+            confirmed: 0,
+            dropped: 0,
+            last_error: None,
+        };
+        Self {
+            parts,
+            options,
+            state: Mutex::new(state),
+            turn: tokio::sync::Mutex::new(()),
+            wake: Notify::new(),
+            stop: flag::Sender::new(false),
+        }
+    }
+
+    /// Runs until `shutdown` resolves, then starts nothing new and returns when what is under way has ended. Dropping
+    /// the future at any point is safe too: it is what a crash does.
+    pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) {
+        let work = async { tokio::join!(self.settle_loop(), self.watch_loop()) };
+        tokio::pin!(work, shutdown);
+        tokio::select! {
+            _ = &mut work => {}
+            () = &mut shutdown => {
+                self.stop.send_replace(true);
+                work.await;
+            }
+        }
+    }
+
+    /// Makes one round: what is open is followed up, then what is due is claimed, then what was claimed is paid out.
+    /// Needs no timer, so that a simulation can drive it.
+    pub async fn step(&self, trigger: Trigger) -> EvmReport {
+        let _turn = self.turn.lock().await;
+        self.round(trigger, &EvmFilter::default()).await
+    }
+
+    /// Makes rounds until nothing is due that does not wait for something, and reports them together.
+    pub async fn settle_now(&self, filter: &EvmFilter) -> EvmReport {
+        let _turn = self.turn.lock().await;
+        {
+            let mut state = self.state.lock();
+            state.hold = None;
+            state.waits.values_mut().for_each(|wait| wait.until = UnixMillis(0));
+        }
+        let mut report = EvmReport::default();
+        loop {
+            let round = self.round(Trigger::Demand, filter).await;
+            let again = round.progressed() && round.more && !self.stopping();
+            report.append(round);
+            if !again {
+                return report;
+            }
+        }
+    }
+
+    /// The health of it.
+    #[must_use]
+    pub fn status(&self) -> EvmStatus {
+        let now = self.parts.clock.now();
+        let open = self.open_batches().len();
+        let mut status = EvmStatus { open_batches: open, ..EvmStatus::default() };
+        self.parts.ledger.for_each(&mut |record| {
+            if self.is_ours(record) {
+                status.tally(record, now);
+            }
+        });
+        let state = self.state.lock();
+        status.last_success = state.last_success;
+        status.confirmed = state.confirmed;
+        status.dropped = state.dropped;
+        status.stuck = state.waits.values().filter(|wait| wait.until > now).count();
+        status.held = state.hold.as_ref().filter(|hold| hold.until > now).map(|hold| hold.error.clone());
+        status.last_error.clone_from(&state.last_error);
+        status
+    }
+
+    /// Whether this settlement claims a channel: it is one of our sellers'.
+    fn is_ours(&self, record: &RecordOf<Evm>) -> bool {
+        self.seller_of(record).is_some()
+    }
+
+    fn seller_of(&self, record: &RecordOf<Evm>) -> Option<&Arc<EvmSeller>> {
+        let theirs = &record.terms.seller;
+        self.options
+            .sellers
+            .iter()
+            .find(|ours| ours.network == theirs.network && ours.token == theirs.token)
+            .filter(|ours| ours.receiver_authorizer == theirs.receiver_authorizer)
+    }
+
+    fn stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+}
+
+/// Which channels a round is about: all, or only these.
+pub type EvmFilter = Option<std::collections::HashSet<B256>>;

@@ -1,0 +1,151 @@
+//! What is due on an EVM network, and in what order: pure.
+//!
+//! | channel | is claimed |
+//! |---|---|
+//! | its payer is withdrawing | at once |
+//! | its oldest unclaimed charge is older than `max_age` | at once |
+//! | at least `min_amount` is unclaimed | at the next sweep, in a batch that is worth its cost |
+//! | anything is unclaimed | when exposure presses, or on demand |
+
+use std::time::Duration;
+
+use crate::amount::Amount;
+use crate::clock::UnixMillis;
+use crate::ledger::channel::Evm;
+use crate::ledger::store::RecordOf;
+
+/// When a channel is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EvmRules {
+    /// A channel with less to claim waits until `max_age`.
+    pub min_amount: Amount,
+    /// How old the oldest unclaimed charge of a channel may become.
+    pub max_age: Duration,
+    /// How many times its cost a batch must bring, unless a deadline or exposure presses; 0 asks for nothing.
+    pub worth_multiple: u32,
+}
+
+/// Why a channel is claimed, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Its payer is withdrawing: what is not claimed before the deadline may be gone.
+    Withdrawal,
+    /// It has waited long enough.
+    Age,
+    /// Exposure presses, or somebody asked.
+    Pressed,
+    /// It is worth claiming.
+    Amount,
+}
+
+/// A channel that is due.
+#[derive(Clone, Debug)]
+pub struct EvmDue {
+    /// The channel as it was when it was looked at.
+    pub record: RecordOf<Evm>,
+    /// The total that it is brought to: what was charged, as far as the chain has the money.
+    pub total: Amount,
+    /// Why.
+    pub urgency: Urgency,
+}
+
+impl EvmDue {
+    /// What the claim newly claims.
+    #[must_use]
+    pub fn moving(&self) -> Amount {
+        self.total.saturating_sub(self.record.on_chain.claimed)
+    }
+}
+
+/// What a round looks for.
+#[derive(Clone, Copy, Debug)]
+pub struct EvmMoment {
+    /// Now.
+    pub now: UnixMillis,
+    /// Whether everything worth claiming is looked for.
+    pub sweeping: bool,
+    /// Whether everything is looked for.
+    pub everything: bool,
+}
+
+/// What can be claimed of a channel: the total to name. `None` where nothing can. Never above what was charged, what was
+/// signed, or what the chain holds (invariant L3).
+#[must_use]
+pub fn claimable(record: &RecordOf<Evm>) -> Option<Amount> {
+    let voucher = record.redeemable()?;
+    let total = record.charged.min(voucher.cumulative).min(record.on_chain.balance);
+    (total > record.on_chain.claimed).then_some(total)
+}
+
+/// Whether a channel is due, and why.
+#[must_use]
+pub fn due(record: &RecordOf<Evm>, rules: &EvmRules, moment: EvmMoment) -> Option<EvmDue> {
+    let total = claimable(record)?;
+    let moving = total.saturating_sub(record.on_chain.claimed);
+    let old = record.unclaimed_since.is_some_and(|since| moment.now.since(since) >= rules.max_age);
+    let urgency = if record.on_chain.is_withdrawing() {
+        Urgency::Withdrawal
+    } else if old {
+        Urgency::Age
+    } else if moment.everything {
+        Urgency::Pressed
+    } else if moment.sweeping && moving >= rules.min_amount {
+        Urgency::Amount
+    } else {
+        return None;
+    };
+    Some(EvmDue { record: record.clone(), total, urgency })
+}
+
+/// Puts what is due into batches of up to `claims_max` whose totals come to no more than `total_max`, those that must not
+/// wait and then the largest first. Channels of one seller only share a batch; `alone` has one to itself.
+#[must_use]
+pub fn pack(
+    mut due: Vec<EvmDue>,
+    claims_max: usize,
+    total_max: Amount,
+    alone: &dyn Fn(&EvmDue) -> bool,
+) -> Vec<Vec<EvmDue>> {
+    due.sort_by(|a, b| {
+        a.urgency
+            .cmp(&b.urgency)
+            .then_with(|| a.record.on_chain.withdraw_ends_at.cmp(&b.record.on_chain.withdraw_ends_at))
+            .then_with(|| b.moving().cmp(&a.moving()))
+            .then_with(|| a.record.terms.id.cmp(&b.record.terms.id))
+    });
+    let mut batches: Vec<Vec<EvmDue>> = Vec::new();
+    // The open batch of each seller, by its place.
+    let mut open: Vec<usize> = Vec::new();
+    for line in due {
+        if alone(&line) {
+            batches.push(vec![line]);
+            continue;
+        }
+        let fits = |batch: &Vec<EvmDue>| {
+            let totals = batch.iter().fold(line.total, |sum, line| sum.saturating_add(line.total));
+            batch.len() < claims_max.max(1)
+                && totals <= total_max
+                && batch.first().is_some_and(|first| first.record.terms.seller == line.record.terms.seller)
+        };
+        let place = open.iter().copied().find(|place| batches.get(*place).is_some_and(fits));
+        match place.and_then(|place| batches.get_mut(place)) {
+            Some(batch) => batch.push(line),
+            None => {
+                open.push(batches.len());
+                batches.push(vec![line]);
+            }
+        }
+    }
+    batches
+}
+
+/// Whether a batch is worth its cost, or must not wait for that.
+#[must_use]
+pub fn worth_it(batch: &[EvmDue], cost: Amount, multiple: u32) -> bool {
+    let urgent = batch.iter().any(|line| line.urgency < Urgency::Amount);
+    let brings = batch.iter().fold(Amount::ZERO, |sum, line| sum.saturating_add(line.moving()));
+    urgent || brings.get() >= cost.get().saturating_mul(multiple.into())
+}
+
+#[cfg(test)]
+mod tests;
