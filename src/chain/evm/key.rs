@@ -72,6 +72,14 @@ impl GasKey {
         Self::read(name.to_owned(), &Zeroizing::new(text))
     }
 
+    /// Reads the key from hexadecimal digits that came from `place`, such as a key of the configuration.
+    ///
+    /// # Errors
+    /// [`GasKeyError::NotAKey`].
+    pub fn from_hex(place: &str, text: &str) -> Result<Self, GasKeyError> {
+        Self::read(place.to_owned(), text)
+    }
+
     fn read(place: String, text: &str) -> Result<Self, GasKeyError> {
         let digits = text.trim();
         let digits = digits.strip_prefix("0x").unwrap_or(digits);
