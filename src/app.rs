@@ -124,7 +124,8 @@ impl Merchant {
             None
         };
 
-        let shared = svm::Shared { config, sandbox: sandbox.as_ref(), telemetry: &telemetry, ledger: &ledger, clock: &clock };
+        let shared =
+            svm::Shared { config, sandbox: sandbox.as_ref(), telemetry: &telemetry, ledger: &ledger, clock: &clock };
         let svm = svm::start(&shared).await?;
         let evm = match &evm_ledger {
             Some(ledger) => evm::start(&evm::Shared { config, telemetry: &telemetry, ledger, clock: &clock }).await?,

@@ -209,11 +209,7 @@ impl Way {
         }
     }
 
-    async fn local(
-        local: &LocalFacilitatorConfig,
-        rpc: &EvmRpc,
-        shared: &Shared<'_>,
-    ) -> Result<Self, StartError> {
+    async fn local(local: &LocalFacilitatorConfig, rpc: &EvmRpc, shared: &Shared<'_>) -> Result<Self, StartError> {
         let key = GasKey::from_hex("gas_key", local.gas_key.expose()).start("gas_key")?;
         let chain: Arc<dyn EvmChain> = Arc::new(rpc.clone());
         warn_of_missing_gas(chain.as_ref(), key.address()).await;
@@ -225,8 +221,7 @@ impl Way {
         // Ends with the process: what is unmined is looked after whether somebody waits for it or not.
         drop(sender.keep_looking_after());
         let clock = Arc::clone(shared.clock);
-        let facilitator =
-            LocalEvmFacilitator::new(Arc::clone(&chain), sender, clock, EvmFacilitatorOptions::DEFAULT);
+        let facilitator = LocalEvmFacilitator::new(Arc::clone(&chain), sender, clock, EvmFacilitatorOptions::DEFAULT);
         let served = Served { upto_facilitator: Some(facilitator.address()), exact_v1: true };
         let cost = GasCost { facilitator: facilitator.clone(), chain, price: local.gas_token_price };
         let facilitator: Arc<dyn X402Facilitator> = Arc::new(facilitator);
@@ -269,8 +264,12 @@ fn check_supported(supported: &Supported, network: &NetworkConfig, evm: &EvmConf
         Scheme::Exact => exact_evm::SCHEME,
         Scheme::Upto => upto_evm::SCHEME,
     };
-    let missing: Vec<_> =
-        evm.schemes.iter().map(|scheme| name(*scheme)).filter(|name| !supported.serves(name, &network.network)).collect();
+    let missing: Vec<_> = evm
+        .schemes
+        .iter()
+        .map(|scheme| name(*scheme))
+        .filter(|name| !supported.serves(name, &network.network))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -283,9 +282,10 @@ fn check_supported(supported: &Supported, network: &NetworkConfig, evm: &EvmConf
 }
 
 fn served(supported: &Supported, network: &Network) -> Served {
-    let upto = supported.kinds.iter().find(|kind| {
-        kind.x402_version == 2 && kind.scheme == upto_evm::SCHEME && kind.network == network.as_str()
-    });
+    let upto = supported
+        .kinds
+        .iter()
+        .find(|kind| kind.x402_version == 2 && kind.scheme == upto_evm::SCHEME && kind.network == network.as_str());
     let address = upto.and_then(|kind| kind.extra.get("facilitatorAddress")?.as_str()?.parse::<Address>().ok());
     let exact_v1 = supported.kinds.iter().any(|kind| {
         kind.x402_version == 1 && kind.scheme == exact_evm::SCHEME && Some(&*kind.network) == network.short_name()

@@ -97,7 +97,14 @@ impl EvmSettlement {
             }
         };
         self.parts.observer.refused(EvmBatchKind::Claim, &lines, &why);
-        EvmBatchReport { id: 0, token: due.first().map_or(Address::ZERO, |line| line.record.terms.seller.token), kind: EvmBatchKind::Claim, lines, transaction: None, outcome: Outcome::Refused { why } }
+        EvmBatchReport {
+            id: 0,
+            token: due.first().map_or(Address::ZERO, |line| line.record.terms.seller.token),
+            kind: EvmBatchKind::Claim,
+            lines,
+            transaction: None,
+            outcome: Outcome::Refused { why },
+        }
     }
 
     /// Finds out what became of a journalled batch; one that is not on chain is asked for again.
