@@ -24,7 +24,7 @@ use crate::chain::Chain;
 use crate::chain::sandbox::{self, Sandbox};
 use crate::chain::svm::{SvmRpc, SvmRpcOptions};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, NetworkConfig, ReplayConfig};
+use crate::config::{Config, Family, NetworkConfig, ReplayConfig, SvmConfig};
 use crate::facilitator::Facilitator;
 use crate::facilitator::local::LocalFacilitator;
 use crate::gate::replay::Options as ReplayOptions;
@@ -120,7 +120,11 @@ impl Merchant {
         let mut accounts = Vec::new();
         let mut facilitators: Vec<(Network, Arc<dyn Facilitator>)> = Vec::new();
         for network in &config.networks {
-            let account = Account::start(network, config, sandbox.as_ref(), &telemetry, &ledger, &clock).await?;
+            let Family::Svm(svm) = &network.family else {
+                let why = format!("{} is configured rightly, and this version cannot serve it yet", network.network);
+                return Err(StartError { part: "network", why });
+            };
+            let account = Account::start(network, svm, config, sandbox.as_ref(), &telemetry, &ledger, &clock).await?;
             let facilitator = LocalFacilitator::new(
                 Arc::clone(&account.chain),
                 Arc::clone(&account.signer),
@@ -227,7 +231,7 @@ impl Merchant {
 /// The configured routes, with who is paid by them.
 fn routes(config: &Config, accounts: &[Account]) -> Vec<Route> {
     let sellers: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.seller)).collect();
-    config.routes.iter().map(|route| route.resolve(&sellers)).collect()
+    config.routes.iter().map(|route| route.resolve(&sellers, &[])).collect()
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
@@ -279,7 +283,7 @@ fn limits(config: &Config) -> Limits {
         exposure_max: Some(config.settlement.exposure_max),
         channel_exposure_max: Some(config.settlement.channel_exposure_max),
         channel_charged_max: config.signer.as_ref().map(|signer| signer.claim_max),
-        withdraw_margin: Limits::default().withdraw_margin,
+        withdraw_margin: config.settlement.close_margin,
         waiters_per_channel_max: config.queue.waiters,
         wait_max: config.queue.wait,
         gap_wait_max: config.queue.gap_wait,
@@ -296,16 +300,17 @@ fn replay(config: &Config) -> Option<ReplayOptions> {
 impl Account {
     async fn start(
         network: &NetworkConfig,
+        svm: &SvmConfig,
         config: &Config,
         sandbox: Option<&Sandbox>,
         telemetry: &Arc<Telemetry>,
         ledger: &Arc<Ledger>,
         clock: &Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
-        let pay_to = pay_to(network, sandbox)?;
+        let pay_to = pay_to(network, svm, sandbox)?;
         let signer: Arc<dyn Signer> = Arc::new(observe::Timed {
             telemetry: Arc::clone(telemetry),
-            inner: Arc::new(open_signer(config, rules(network, config, pay_to))?),
+            inner: Arc::new(open_signer(config, rules(network, svm, config, pay_to))?),
         });
         let group = signer.public_key();
         if let Some(sandbox) = sandbox {
@@ -315,8 +320,8 @@ impl Account {
         let seller = Arc::new(Seller {
             network: network.network.clone(),
             asset: Arc::clone(&network.asset),
-            mint: network.mint,
-            token_program: network.token_program,
+            mint: svm.mint,
+            token_program: svm.token_program,
             pay_to,
             fee_payer: group,
             receiver_authorizer: group,
@@ -325,7 +330,7 @@ impl Account {
         });
         let rpc_options = match sandbox {
             Some(sandbox) => SvmRpcOptions::sandbox(sandbox.rpc_url().to_owned()),
-            None => SvmRpcOptions::cluster(network.rpc_urls.iter().map(|url| url.uri().to_string()).collect()),
+            None => SvmRpcOptions::cluster(svm.rpc_urls.iter().map(|url| url.uri().to_string()).collect()),
         };
         let rpc = SvmRpc::observed(rpc_options, Arc::new(observe::Rpc(Arc::clone(telemetry)))).start("rpc_url")?;
         // Ends with the last of its clones: a challenge after a quiet hour still offers a blockhash.
@@ -347,8 +352,8 @@ impl Account {
     }
 }
 
-fn pay_to(network: &NetworkConfig, sandbox: Option<&Sandbox>) -> Result<Key, StartError> {
-    if let Some(pay_to) = network.pay_to {
+fn pay_to(network: &NetworkConfig, svm: &SvmConfig, sandbox: Option<&Sandbox>) -> Result<Key, StartError> {
+    if let Some(pay_to) = svm.pay_to {
         return Ok(pay_to);
     }
     if sandbox.is_none() {
@@ -359,7 +364,7 @@ fn pay_to(network: &NetworkConfig, sandbox: Option<&Sandbox>) -> Result<Key, Sta
     Ok(Key(ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key().to_bytes()))
 }
 
-fn rules(network: &NetworkConfig, config: &Config, pay_to: Key) -> Rules {
+fn rules(network: &NetworkConfig, svm: &SvmConfig, config: &Config, pay_to: Key) -> Rules {
     let cap = |amount: Amount| amount.to_u64().unwrap_or(u64::MAX);
     let (deposit_max, claim_max) = match &config.signer {
         Some(signer) => (cap(signer.deposit_max), cap(signer.claim_max)),
@@ -368,7 +373,7 @@ fn rules(network: &NetworkConfig, config: &Config, pay_to: Key) -> Rules {
     Rules {
         network: network.network.clone(),
         pay_to: vec![pay_to],
-        mints: vec![(network.mint, network.token_program)],
+        mints: vec![(svm.mint, svm.token_program)],
         treasury_owner: treasury_owner(&network.network),
         deposit_max,
         claim_max,

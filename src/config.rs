@@ -16,6 +16,7 @@ mod reader;
 mod root;
 mod route;
 mod routes;
+mod schemes;
 mod secret;
 mod server;
 mod settlement;
@@ -33,9 +34,12 @@ use http::{HeaderName, HeaderValue, Uri};
 
 pub use self::problem::{Problem, Problems, Warning};
 pub use self::route::{NetworkPrice, RouteConfig, RoutePricing};
+pub use self::schemes::Scheme;
 pub use self::secret::{RpcUrl, Secret};
 use crate::amount::{Amount, Asset};
 pub use crate::gate::route::Unlisted;
+use crate::scheme::evm::TransferMethod;
+use crate::x402::evm::Address;
 use crate::x402::{Key, Network};
 
 /// The largest file that is read.
@@ -86,8 +90,6 @@ pub struct Config {
     pub store: Option<PathBuf>,
     /// The key shares; `None` on the sandbox, which makes its own.
     pub signer: Option<SignerConfig>,
-    /// Who checks and sends what clients sign.
-    pub facilitator: FacilitatorConfig,
     /// Between a payer's request to close and its end: whole seconds, 15 minutes to 30 days.
     pub withdraw_delay: Duration,
     /// `maxTimeoutSeconds` of every offer: whole seconds.
@@ -113,12 +115,28 @@ pub struct Config {
 }
 
 /// One way to be paid: a token on a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct NetworkConfig {
     /// The network; on the sandbox the one that it presents itself as.
     pub network: Network,
-    /// What is paid with.
+    /// What is paid with. Its address is the mint's or the token contract's, and tells the tokens of a network apart.
     pub asset: Arc<Asset>,
+    /// What is particular to the network's family.
+    pub family: Family,
+}
+
+/// What is particular to a family of networks.
+#[derive(Debug)]
+pub enum Family {
+    /// Solana's clusters and the sandbox.
+    Svm(SvmConfig),
+    /// Networks of the EVM.
+    Evm(EvmConfig),
+}
+
+/// A token on a Solana network. This process is its facilitator.
+#[derive(Debug)]
+pub struct SvmConfig {
     /// The asset's mint.
     pub mint: Key,
     /// The program that owns the mint.
@@ -127,6 +145,30 @@ pub struct NetworkConfig {
     pub pay_to: Option<Key>,
     /// The network's JSON-RPC endpoints, in order of preference; empty only on the sandbox.
     pub rpc_urls: Vec<RpcUrl>,
+}
+
+/// A token on an EVM network.
+#[derive(Debug)]
+pub struct EvmConfig {
+    /// The network's chain id.
+    pub chain_id: u64,
+    /// The asset's contract.
+    pub token: Address,
+    /// The name in the token's EIP-712 domain.
+    pub token_name: Arc<str>,
+    /// The version in the token's EIP-712 domain.
+    pub token_version: Arc<str>,
+    /// How deposits move.
+    pub transfer_method: TransferMethod,
+    /// Where the money goes.
+    pub pay_to: Address,
+    /// The network's JSON-RPC endpoints, in order of preference; at least one where the facilitator is this process. With
+    /// one elsewhere they serve to read channels, and where there is none the facilitator is asked.
+    pub rpc_urls: Vec<RpcUrl>,
+    /// Who checks and sends what clients sign.
+    pub facilitator: FacilitatorConfig,
+    /// How routes that say nothing else are paid, in order of preference; at least one.
+    pub schemes: Vec<Scheme>,
 }
 
 /// The network without a network.
@@ -155,12 +197,14 @@ pub struct TlsConfig {
 /// The threshold key's shares and what they refuse to sign.
 #[derive(Debug)]
 pub struct SignerConfig {
-    /// Two or three.
+    /// The shares of the key for Solana networks, on ed25519: two or three, and none where there is no such network.
     pub shares: Vec<ShareConfig>,
+    /// The shares of the key for EVM networks, on secp256k1: two or three, and none where there is no such network.
+    pub evm_shares: Vec<ShareConfig>,
     /// The most that one `open` or `top_up` may deposit.
     pub deposit_max: Amount,
     /// The most that one claim transaction may name: the sum of its channels' whole cumulative amounts, what was
-    /// claimed before included. At least `deposit_max` for each of `batch_channels`.
+    /// claimed before included. At least `deposit_max` for each of `batch_channels` or `claims_per_batch`.
     pub claim_max: Amount,
 }
 
@@ -178,14 +222,36 @@ impl std::fmt::Debug for ShareConfig {
     }
 }
 
-/// Who checks and sends what clients sign for the chain.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Who checks and sends what clients sign for an EVM network.
+#[derive(Debug)]
 pub enum FacilitatorConfig {
     /// This process.
-    #[default]
-    Local,
+    Local(LocalFacilitatorConfig),
     /// Facilitators elsewhere, in order of preference.
     Remote(Vec<RemoteFacilitatorConfig>),
+}
+
+/// This process as an EVM network's facilitator.
+pub struct LocalFacilitatorConfig {
+    /// The private key of the account that pays for gas: 64 hexadecimal digits, perhaps after `0x`.
+    pub gas_key: Secret,
+    /// How many blocks deep a transaction must be; 1 is the block that holds it.
+    pub confirmations: u64,
+    /// The most that a transaction pays, in wei per gas, where the operator says so.
+    pub max_fee_wei: Option<u128>,
+    /// What one whole gas token (10^18 wei) costs, in atomic units of the network's asset. There where
+    /// [`SettlementConfig::min_worth`] needs it.
+    pub gas_token_price: Option<Amount>,
+}
+
+impl std::fmt::Debug for LocalFacilitatorConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalFacilitatorConfig")
+            .field("confirmations", &self.confirmations)
+            .field("max_fee_wei", &self.max_fee_wei)
+            .field("gas_token_price", &self.gas_token_price)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A facilitator elsewhere.
@@ -214,10 +280,16 @@ pub struct SettlementConfig {
     pub exposure_max: Amount,
     /// The most that may be charged and not yet claimed on one channel.
     pub channel_exposure_max: Amount,
-    /// How long before a payer's forced close ends everything must have been claimed.
+    /// How long before a payer's forced close (Solana) or withdrawal (EVM) ends everything must have been claimed, and no
+    /// more credit is given.
     pub close_margin: Duration,
-    /// How many channels one claim transaction holds, 1 to 4.
+    /// How many channels one claim transaction holds on Solana networks, 1 to 4.
     pub batch_channels: usize,
+    /// How many channels one claim transaction holds on EVM networks, 1 to 100.
+    pub claims_per_batch: usize,
+    /// On EVM networks whose facilitator is this process: how many times the cost of its gas a batch must bring, unless
+    /// something presses. Where there is one, each of those networks has a `gas_token_price`.
+    pub min_worth: Option<u32>,
 }
 
 /// Requests of one channel that arrive together are served in voucher order.

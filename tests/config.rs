@@ -10,18 +10,25 @@ use std::time::Duration;
 
 use http::{HeaderName, Method};
 use turnpike::amount::{Amount, Asset};
-use turnpike::config::{Config, CorsConfig, Problem, Problems, RoutePricing, Unlisted};
+use turnpike::config::{
+    Config, CorsConfig, FacilitatorConfig, Family, NetworkConfig, Problem, Problems, RoutePricing, Scheme, SvmConfig,
+    Unlisted,
+};
 use turnpike::gate::charge::{Count, Meter, Missing, Report, Term, UnitPrice};
 use turnpike::gate::route::{Match, Payee, Pricing, RouteTable};
 use turnpike::ledger::channel::Seller;
 use turnpike::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
 use turnpike::x402::Key;
 
+#[path = "config/evm.rs"]
+mod evm;
 #[path = "config/refused.rs"]
 mod refused;
 
 const EXAMPLE: &str = include_str!("../config/example.yaml");
 const MINIMAL: &str = include_str!("../config/minimal.yaml");
+/// A private key that anybody may know.
+const GAS_KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\n";
 const PAY_TO: &str = "7EcDhSYGxXyscszYEp35KHN8vvw3svAuLKTzXwCFLtV";
 
 fn env(name: &str) -> Option<String> {
@@ -44,6 +51,14 @@ fn problems(text: &str) -> Vec<String> {
     }
 }
 
+/// What is particular to a Solana network.
+fn svm(network: &NetworkConfig) -> &SvmConfig {
+    match &network.family {
+        Family::Svm(svm) => svm,
+        Family::Evm(_) => panic!("{} is an EVM network", network.network),
+    }
+}
+
 /// A directory with the files that the example names.
 fn example_directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -53,6 +68,11 @@ fn example_directory() -> tempfile::TempDir {
         ("shares/share-1.json", "{}"),
         ("shares/share-2.json", "{}"),
         ("shares/share-2.passphrase", "canary-of-the-file\n"),
+        ("shares/evm-share-1.json", "{}"),
+        ("shares/evm-share-2.json", "{}"),
+        ("shares/evm-share-1.passphrase", "canary-of-the-file\n"),
+        ("shares/evm-share-2.passphrase", "canary-of-the-file\n"),
+        ("secrets/gas.key", GAS_KEY),
     ] {
         let path = directory.path().join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -67,7 +87,7 @@ fn ten_mistakes_are_told_at_once_with_line_and_remedy() {
 upstraem: http://127.0.0.1:3000
 upstream: 127.0.0.1:3000
 network: solana-devnt
-pay_to: "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"
+pay_to: 3C44CdDdB6a900fa2b585dd299e03d12FA4293BC
 listen: 8402
 withdraw_delay: 5m
 routes:
@@ -84,7 +104,7 @@ timeouts:
         r#":2 upstraem: is not a key. Did you mean upstream?"#,
         r#":3 upstream: "127.0.0.1:3000" names no scheme. Write http://127.0.0.1:3000."#,
         r#":4 network: "solana-devnt" is not a known network. Did you mean solana-devnet?"#,
-        r#":5 pay_to: "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC" is an EVM address, not a Solana address. Write the base58 text of 32 bytes, 32 to 44 letters and digits."#,
+        r#":5 pay_to: "3C44CdDdB6a900fa2b585dd299e03d12FA4293BC" is neither a Solana nor an EVM address. Write the address that the money goes to, as your wallet shows it."#,
         r#":6 listen: "8402" is not an address and port. Write 0.0.0.0:8402, or 127.0.0.1:8402 for this machine only."#,
         r#":7 withdraw_delay: "5m" is shorter than 15m. Write 15m to 30d."#,
         r#":9 routes[0].price: "0.001" names no currency. Write "$0.001" or "1000 USDC-atomic"."#,
@@ -109,7 +129,7 @@ fn the_minimal_file_means_what_it_says() {
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9402");
     assert_eq!(config.withdraw_delay_seconds(), 86_400);
     let [network] = config.networks.as_slice() else { panic!("one network") };
-    assert_eq!((network.mint, network.pay_to), (USDC_DEVNET, None));
+    assert_eq!((svm(network).mint, svm(network).pay_to), (USDC_DEVNET, None));
     let amounts: Vec<_> = config.routes.iter().map(|route| amount(&route.pricing)).collect();
     assert_eq!(amounts, [Some(Amount::new(1000)), Some(Amount::new(20_000)), None]);
     assert_eq!(config.routes[1].methods, [Method::POST]);
@@ -134,12 +154,24 @@ fn the_example_means_what_it_says() {
     let directory = example_directory();
     let config = parse_in(directory.path(), EXAMPLE).unwrap();
     assert_eq!(config.upstreams["search"].len(), 2);
-    assert_eq!(config.networks[0].pay_to, Some(PAY_TO.parse().unwrap()));
-    assert_eq!(config.networks[0].rpc_urls[0].uri(), "https://api.devnet.solana.com");
+    let solana = svm(&config.networks[0]);
+    assert_eq!(solana.pay_to, Some(PAY_TO.parse().unwrap()));
+    assert_eq!(solana.rpc_urls[0].uri(), "https://api.devnet.solana.com");
+    let Family::Evm(base) = &config.networks[1].family else { panic!("an EVM network") };
+    assert_eq!(
+        (base.chain_id, base.pay_to.to_string().as_str()),
+        (84_532, "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC")
+    );
+    let FacilitatorConfig::Local(local) = &base.facilitator else { panic!("local") };
+    assert_eq!(local.gas_key.expose(), GAS_KEY.trim());
+    assert_eq!((local.confirmations, local.max_fee_wei), (1, Some(5_000_000_000)));
+    assert_eq!(local.gas_token_price, Some(Amount::new(3_000_000_000)));
+    assert_eq!((config.settlement.claims_per_batch, config.settlement.min_worth), (10, Some(10)));
     let signer = config.signer.as_ref().unwrap();
     assert_eq!(signer.shares[0].passphrase.expose(), "canary-of-the-environment");
     assert_eq!(signer.shares[1].passphrase.expose(), "canary-of-the-file");
     assert_eq!(signer.shares[1].file, directory.path().join("shares/share-2.json"));
+    assert_eq!(signer.evm_shares[0].file, directory.path().join("shares/evm-share-1.json"));
     assert_eq!((signer.deposit_max, signer.claim_max), (Amount::new(1_000_000_000), Amount::new(10_000_000_000)));
     assert_eq!(config.store, Some(directory.path().join("turnpike.db")));
     assert_eq!(config.settlement.min_amount, Amount::new(100_000));
@@ -150,7 +182,10 @@ fn the_example_means_what_it_says() {
     assert_eq!(config.memo.as_deref(), Some("order-desk"));
     assert!(matches!(&config.cors, Some(CorsConfig::Origins(origins)) if origins == &["https://app.example.com"]));
     let RoutePricing::Fixed(prices) = &config.routes[0].pricing else { panic!("fixed") };
-    assert_eq!(prices[0].min_deposit, Some(Amount::new(500_000)));
+    assert_eq!(prices.iter().map(|price| price.min_deposit).collect::<Vec<_>>(), [Some(Amount::new(500_000)); 2]);
+    let RoutePricing::Metered { prices, .. } = &config.routes[2].pricing else { panic!("metered") };
+    let schemes: Vec<_> = prices.iter().map(|price| (price.network.is_solana(), price.scheme)).collect();
+    assert_eq!(schemes, [(true, Scheme::Upto), (false, Scheme::Upto), (false, Scheme::BatchSettlement)]);
     let RoutePricing::Metered { meter: Some(meter), .. } = &config.routes[2].pricing else { panic!("metered") };
     assert_eq!(*meter, Meter::charge(HeaderName::from_static("x-usage")));
     let RoutePricing::Metered { meter: Some(meter), .. } = &config.routes[3].pricing else { panic!("metered") };
@@ -212,26 +247,54 @@ fn a_meter_is_read_in_every_way_of_writing_it() {
 fn the_examples_defaults_are_the_defaults() {
     let directory = example_directory();
     let full = parse_in(directory.path(), EXAMPLE).unwrap();
-    let sections =
-        ["asset", "settlement", "queue", "replay", "limits", "timeouts", "log", "default", "listen", "admin"];
-    let single = ["withdraw_delay", "max_timeout", "facilitator"];
-    let mut dropping = false;
+    let defaults = [
+        "asset",
+        "facilitator",
+        "confirmations",
+        "deposit_max",
+        "claim_max",
+        "queue",
+        "replay",
+        "limits",
+        "timeouts",
+        "log",
+        "default",
+        "listen",
+        "admin",
+        "withdraw_delay",
+        "max_timeout",
+        "interval",
+        "min_amount",
+        "max_age",
+        "exposure_max",
+        "channel_exposure_max",
+        "close_margin",
+        "batch_channels",
+        "claims_per_batch",
+    ];
+    // A key's value goes with it: what is indented more deeply. Routes are left as they are.
+    let mut dropping = None;
+    let mut section = "";
     let mut text = String::new();
-    for line in EXAMPLE.lines() {
-        if line.starts_with(|c: char| c.is_ascii_lowercase()) {
-            let key = line.split(':').next().unwrap();
-            dropping = sections.contains(&key) || single.contains(&key);
+    for line in EXAMPLE.lines().filter(|line| !line.trim_start().starts_with('#') && !line.is_empty()) {
+        let indent = line.len() - line.trim_start().len();
+        if dropping.is_some_and(|from| indent > from) {
+            continue;
         }
-        if !dropping
-            && !line.trim_start().starts_with(["deposit_max", "claim_max"].as_slice()[0])
-            && !line.trim_start().starts_with("claim_max")
-        {
+        let key = line.trim_start().split(':').next().unwrap();
+        if indent == 0 {
+            section = key;
+        }
+        let default = section != "routes" && (defaults.contains(&key) || (section == "networks" && key == "schemes"));
+        dropping = default.then_some(indent);
+        if !default {
             text.push_str(line);
             text.push('\n');
         }
     }
+    assert!(!text.contains("confirmations") && !text.contains("gap_wait") && text.contains("min_worth"), "{text}");
     let short = parse_in(directory.path(), &text).unwrap();
-    assert_eq!(short.networks, full.networks);
+    assert_eq!(format!("{:?}", short.networks), format!("{:?}", full.networks));
     assert_eq!(short.settlement, full.settlement);
     assert_eq!(
         (short.queue, short.replay, short.limits, short.timeouts, short.log),
@@ -272,6 +335,7 @@ fn every_value_of_the_example_is_read() {
 fn the_example_names_every_key() {
     let unknown = "qqqqqqqqqqqqqqqq: 1";
     let solana = format!("upstream: http://a\nnetwork: solana\npay_to: {PAY_TO}\nrpc_url: http://a\n");
+    let evm = "upstream: http://a\nnetwork: base\n";
     let texts = [
         format!("{MINIMAL}\n{unknown}"),
         format!("{MINIMAL}\nsandbox: {{{unknown}}}"),
@@ -284,7 +348,11 @@ fn the_example_names_every_key() {
             "{solana}asset: {{{unknown}}}\nsigner: {{shares: [{{{unknown}}}], {unknown}}}\nroutes: [{{{unknown}}}]"
         ),
         format!(
-            "networks: [{{network: solana, {unknown}}}]\nroutes: [{{path: /, price: $1, metering: {{{unknown}}}}}]"
+            "{evm}asset: {{{unknown}}}\nfacilitator: {{{unknown}}}\nsigner: {{{unknown}}}\nsettlement: {{{unknown}}}"
+        ),
+        format!("{evm}{unknown}"),
+        format!(
+            "networks: [{{network: solana, {unknown}}}, {{network: base, {unknown}}}]\nroutes: [{{path: /, price: $1, metering: {{{unknown}}}}}]"
         ),
     ];
     let mut known = BTreeSet::new();
@@ -354,11 +422,11 @@ fn several_networks_and_currencies() {
     assert_eq!(config.networks.len(), 2);
     let counted = |pricing: &RoutePricing| match pricing {
         RoutePricing::Fixed(prices) => {
-            prices.iter().map(|price| (price.mint.to_string(), price.amount.get())).collect()
+            prices.iter().map(|price| (price.asset.address.to_string(), price.amount.get())).collect()
         }
         _ => Vec::new(),
     };
-    let usdc = config.networks[0].mint.to_string();
+    let usdc = config.networks[0].asset.address.to_string();
     assert_eq!(counted(&config.routes[0].pricing), [(usdc, 1_000_000), (pyusd.to_owned(), 1_000_000)]);
     assert_eq!(counted(&config.routes[1].pricing), [(pyusd.to_owned(), 2_000_000)]);
     let unlike = text.replace("symbol: PYUSD", "symbol: EURX").replace("2 PYUSD", "2 EURX");
@@ -384,14 +452,14 @@ fn a_route_becomes_the_gates_route() {
         })
     };
     let sellers = [seller(Key([9; 32])), seller(USDC_DEVNET)];
-    let routes: Vec<_> = config.routes.iter().map(|route| route.resolve(&sellers)).collect();
+    let routes: Vec<_> = config.routes.iter().map(|route| route.resolve(&sellers, &[])).collect();
     let table = RouteTable::build(routes, config.default).unwrap();
     let Match::Matched(route) = table.find(None, &Method::GET, "/v1/quote/btc") else { panic!("listed") };
     let Pricing::Fixed(offers) = &route.pricing else { panic!("priced") };
     assert_eq!((offers.len(), offers[0].amount, offers[0].max_timeout_seconds), (1, Amount::new(1000), 60));
     assert!(matches!(&offers[0].payee, Payee::Svm(seller) if seller.mint == USDC_DEVNET));
     // Without its seller a priced route can be paid by nobody; it does not become free.
-    let alone = config.routes[0].resolve(&sellers[..1]);
+    let alone = config.routes[0].resolve(&sellers[..1], &[]);
     assert!(matches!(&alone.pricing, Pricing::Fixed(offers) if offers.is_empty()));
 }
 

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::amount::Amount;
-use crate::config::{Config, Env, NetworkPrice, Problems, RouteConfig, RoutePricing, Unlisted, Warning};
+use crate::config::{
+    Config, Env, FacilitatorConfig, Family, NetworkConfig, NetworkPrice, Problems, RouteConfig, RoutePricing, RpcUrl,
+    Unlisted, Warning,
+};
 
 /// The file is fine.
 pub const EXIT_FINE: u8 = 0;
@@ -78,11 +80,7 @@ fn write_fine(config: &Config, warnings: &[Warning], out: &mut dyn Write) -> io:
     };
     writeln!(out, "\nAny other path is {unlisted}.")?;
     for network in &config.networks {
-        let pay_to = network.pay_to.map_or_else(|| "a wallet of the sandbox".to_owned(), |key| key.to_string());
-        let by: Vec<_> = network.rpc_urls.iter().map(ToString::to_string).collect();
-        let sandbox = if config.sandbox.is_some() { "the sandbox, shown as " } else { "" };
-        write!(out, "Paid in {} on {sandbox}{}, to {pay_to}", network.asset.symbol, network.network)?;
-        writeln!(out, "{}.", if by.is_empty() { String::new() } else { format!(", by {}", by.join(", ")) })?;
+        writeln!(out, "{}", network_text(config, network))?;
     }
     let tls = if config.tls.is_some() { "https" } else { "http" };
     writeln!(out, "Listens on {tls}://{}, admin on http://{}.", config.listen, config.admin.listen)?;
@@ -104,13 +102,38 @@ fn write_fine(config: &Config, warnings: &[Warning], out: &mut dyn Write) -> io:
     Ok(())
 }
 
+/// Where the money goes, and by what, in a sentence.
+fn network_text(config: &Config, network: &NetworkConfig) -> String {
+    let all = |urls: &[RpcUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let symbol = &network.asset.symbol;
+    match &network.family {
+        Family::Svm(svm) => {
+            let pay_to = svm.pay_to.map_or_else(|| "a wallet of the sandbox".to_owned(), |key| key.to_string());
+            let sandbox = if config.sandbox.is_some() { "the sandbox, shown as " } else { "" };
+            let by = if svm.rpc_urls.is_empty() { String::new() } else { format!(", by {}", all(&svm.rpc_urls)) };
+            format!("Paid in {symbol} on {sandbox}{}, to {pay_to}{by}.", network.network)
+        }
+        Family::Evm(evm) => {
+            let name = network.network.short_name().map(|name| format!("{name} ")).unwrap_or_default();
+            let by = match &evm.facilitator {
+                FacilitatorConfig::Local(_) => format!("sent from here by {}", all(&evm.rpc_urls)),
+                FacilitatorConfig::Remote(remotes) => {
+                    let urls: Vec<_> = remotes.iter().map(|remote| remote.url.clone()).collect();
+                    format!("sent by the facilitator at {}", all(&urls))
+                }
+            };
+            format!("Paid in {symbol} on {name}{}, to {}, {by}.", network.network, evm.pay_to)
+        }
+    }
+}
+
 fn row(config: &Config, route: &RouteConfig) -> [String; 5] {
     let methods: Vec<_> = route.methods.iter().map(|method| method.as_str()).collect();
     [
         if methods.is_empty() { "all".to_owned() } else { methods.join(" ") },
         format!("{}{}", route.host.as_deref().unwrap_or_default(), route.path),
-        price_text(config, &route.pricing),
-        scheme(&route.pricing).to_owned(),
+        price_text(&route.pricing),
+        schemes(&route.pricing).join(" or "),
         route.upstream.as_deref().map_or_else(|| origins(config), str::to_owned),
     ]
 }
@@ -120,32 +143,38 @@ fn origins(config: &Config) -> String {
     origins.join(" ")
 }
 
-const fn scheme(pricing: &RoutePricing) -> &'static str {
+fn prices(pricing: &RoutePricing) -> &[NetworkPrice] {
     match pricing {
-        RoutePricing::Free => "",
-        RoutePricing::Fixed(_) => "batch-settlement",
-        RoutePricing::Metered { .. } => "upto",
+        RoutePricing::Free => &[],
+        RoutePricing::Fixed(prices) | RoutePricing::Metered { prices, .. } => prices,
     }
 }
 
-fn price_text(config: &Config, pricing: &RoutePricing) -> String {
-    let (most, prices) = match pricing {
+/// The schemes by which a price is paid, each once.
+fn schemes(pricing: &RoutePricing) -> Vec<&'static str> {
+    let mut schemes = Vec::new();
+    for scheme in prices(pricing).iter().map(|price| price.scheme.as_str()) {
+        if !schemes.contains(&scheme) {
+            schemes.push(scheme);
+        }
+    }
+    schemes
+}
+
+fn price_text(pricing: &RoutePricing) -> String {
+    let most = match pricing {
         RoutePricing::Free => return "free".to_owned(),
-        RoutePricing::Fixed(prices) => ("", prices),
-        RoutePricing::Metered { prices, .. } => ("up to ", prices),
+        RoutePricing::Fixed(_) => "",
+        RoutePricing::Metered { .. } => "up to ",
     };
-    let mut texts: Vec<_> = prices.iter().map(|price| decimal(config, price, price.amount)).collect();
+    let mut texts: Vec<_> = prices(pricing).iter().map(decimal).collect();
     texts.dedup();
     format!("{most}{}", texts.join(" or "))
 }
 
-/// An amount in its network's asset, such as `0.001 USDC`.
-fn decimal(config: &Config, price: &NetworkPrice, amount: Amount) -> String {
-    let network = config.networks.iter().find(|n| n.network == price.network && n.mint == price.mint);
-    network.map_or_else(
-        || amount.to_string(),
-        |network| format!("{} {}", network.asset.format_decimal(amount), network.asset.symbol),
-    )
+/// A price in its asset, such as `0.001 USDC`.
+fn decimal(price: &NetworkPrice) -> String {
+    format!("{} {}", price.asset.format_decimal(price.amount), price.asset.symbol)
 }
 
 /// Writes rows in columns as wide as they need.
@@ -165,36 +194,39 @@ fn write_table<const N: usize>(heads: [&str; N], rows: &[[String; N]], out: &mut
 }
 
 fn fine_json(config: &Config, warnings: &[Warning]) -> Value {
-    let prices = |pricing: &RoutePricing| -> Vec<Value> {
-        let prices = match pricing {
-            RoutePricing::Free => return Vec::new(),
-            RoutePricing::Fixed(prices) | RoutePricing::Metered { prices, .. } => prices,
-        };
-        let price = |price: &NetworkPrice| {
-            json!({ "network": price.network, "asset": price.mint, "amount": price.amount,
-                "text": decimal(config, price, price.amount), "minDeposit": price.min_deposit })
-        };
-        prices.iter().map(price).collect()
+    let price = |price: &NetworkPrice| {
+        json!({ "network": price.network, "asset": &*price.asset.address, "scheme": price.scheme.as_str(),
+            "amount": price.amount, "text": decimal(price), "minDeposit": price.min_deposit })
     };
     let routes: Vec<_> = config
         .routes
         .iter()
         .map(|route| {
             let methods: Vec<_> = route.methods.iter().map(|method| method.as_str()).collect();
-            let scheme = Some(scheme(&route.pricing)).filter(|scheme| !scheme.is_empty());
+            let prices: Vec<_> = prices(&route.pricing).iter().map(price).collect();
             json!({ "line": route.line, "host": route.host.as_deref(), "methods": methods, "path": &*route.path,
-                "scheme": scheme, "prices": prices(&route.pricing), "upstream": route.upstream.as_deref() })
+                "schemes": schemes(&route.pricing), "prices": prices, "upstream": route.upstream.as_deref() })
         })
         .collect();
-    let networks: Vec<_> = config
-        .networks
-        .iter()
-        .map(|network| {
-            json!({ "network": network.network, "asset": network.mint, "symbol": &*network.asset.symbol,
-                "decimals": network.asset.decimals, "payTo": network.pay_to })
-        })
-        .collect();
+    let networks: Vec<_> = config.networks.iter().map(network_json).collect();
     json!({ "ok": true, "file": config.source, "sandbox": config.sandbox.is_some(), "networks": networks,
         "routes": routes, "unlisted": if config.default == Unlisted::Deny { "deny" } else { "free" },
         "listen": config.listen, "admin": config.admin.listen, "warnings": warnings })
+}
+
+fn network_json(network: &NetworkConfig) -> Value {
+    let (pay_to, facilitator) = match &network.family {
+        Family::Svm(svm) => (json!(svm.pay_to), json!("local")),
+        Family::Evm(evm) => {
+            let facilitator = match &evm.facilitator {
+                FacilitatorConfig::Local(_) => json!("local"),
+                FacilitatorConfig::Remote(remotes) => {
+                    remotes.iter().map(|remote| remote.url.to_string()).collect::<Vec<_>>().into()
+                }
+            };
+            (json!(evm.pay_to), facilitator)
+        }
+    };
+    json!({ "network": network.network, "asset": &*network.asset.address, "symbol": &*network.asset.symbol,
+        "decimals": network.asset.decimals, "payTo": pay_to, "facilitator": facilitator })
 }

@@ -24,7 +24,7 @@ use super::reader::{Complaint, Map, Value};
 use super::secret::{self, RpcUrl};
 use super::server::or;
 use super::value::{self, UrlTail};
-use super::{FACILITATORS_MAX, FacilitatorConfig, RemoteFacilitatorConfig};
+use super::{FACILITATORS_MAX, RemoteFacilitatorConfig};
 use crate::x402::Network;
 
 /// The most headers of one facilitator, and the longest value of one.
@@ -35,11 +35,20 @@ const TAKEN: [&str; 8] =
     ["host", "accept", "connection", "content-length", "content-type", "te", "transfer-encoding", "upgrade"];
 const WANT: &str = "local, a URL, or a mapping such as {url: https://facilitator.example.com, bearer_token: ${TOKEN}}";
 
+/// Who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// This process.
+    Local,
+    /// Facilitators elsewhere, in order of preference.
+    Elsewhere(Vec<RemoteFacilitatorConfig>),
+}
+
 /// Reads the value. `network` is what it stands with, where that could be read.
-pub(super) fn read(value: &Value<'_, '_>, network: Option<&Network>) -> Option<FacilitatorConfig> {
+pub(super) fn read(value: &Value<'_, '_>, network: Option<&Network>) -> Option<Who> {
     let elsewhere = value.is_map() || value.is_list() || value.text(WANT)?.contains("://");
     if !elsewhere {
-        return value.choice(&[("local", ())]).map(|()| FacilitatorConfig::Local);
+        return value.choice(&[("local", ())]).map(|()| Who::Local);
     }
     if network.is_some_and(Network::is_solana) {
         let what =
@@ -60,7 +69,7 @@ pub(super) fn read(value: &Value<'_, '_>, network: Option<&Network>) -> Option<F
             return None;
         }
     }
-    Some(FacilitatorConfig::Remote(remotes))
+    Some(Who::Elsewhere(remotes))
 }
 
 fn remote(value: &Value<'_, '_>) -> Option<RemoteFacilitatorConfig> {
@@ -191,7 +200,7 @@ mod tests {
     const CANARY: &str = "hunter2canary";
 
     /// What is made of `facilitator: ...` on a network, with every problem and warning.
-    fn parse(text: &str, network: &str, base: &Path) -> (Option<FacilitatorConfig>, Vec<String>) {
+    fn parse(text: &str, network: &str, base: &Path) -> (Option<Who>, Vec<String>) {
         let env = |name: &str| (name != "UNSET").then(|| CANARY.to_owned());
         let (tree, problems) = yaml::parse(text);
         let (problems, warnings) = (RefCell::new(problems), RefCell::default());
@@ -205,20 +214,20 @@ mod tests {
         (config, shown.into_iter().chain(warned).collect())
     }
 
-    fn on_base(text: &str) -> (Option<FacilitatorConfig>, Vec<String>) {
+    fn on_base(text: &str) -> (Option<Who>, Vec<String>) {
         parse(text, "eip155:8453", Path::new(""))
     }
 
     fn remotes(text: &str) -> Vec<RemoteFacilitatorConfig> {
         match on_base(text) {
-            (Some(FacilitatorConfig::Remote(remotes)), problems) if problems.is_empty() => remotes,
+            (Some(Who::Elsewhere(remotes)), problems) if problems.is_empty() => remotes,
             other => panic!("{text}: {other:?}"),
         }
     }
 
     #[test]
     fn every_way_of_writing_it_is_read() {
-        assert_eq!(on_base("facilitator: local"), (Some(FacilitatorConfig::Local), Vec::new()));
+        assert_eq!(on_base("facilitator: local"), (Some(Who::Local), Vec::new()));
         let [one] = &remotes("facilitator: https://one.example.com/x402")[..] else { panic!("one") };
         assert_eq!(one.url.uri(), "https://one.example.com/x402");
         assert_eq!((one.verify_timeout, one.settle_timeout), (VERIFY_TIMEOUT, SETTLE_TIMEOUT));
@@ -231,9 +240,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("token"), "from-a-file\n").unwrap();
         let text = "facilitator: { url: https://x.example.com, bearer_token_file: token }";
-        let (Some(FacilitatorConfig::Remote(remotes)), _) = parse(text, "eip155:1", directory.path()) else {
-            panic!("not read")
-        };
+        let (Some(Who::Elsewhere(remotes)), _) = parse(text, "eip155:1", directory.path()) else { panic!("not read") };
         assert_eq!(remotes[0].headers[0].1, "Bearer from-a-file");
         assert!(!format!("{remotes:?}").contains("from-a-file"));
     }
@@ -278,7 +285,7 @@ mod tests {
     #[test]
     fn on_solana_this_process_is_its_own() {
         let solana = crate::x402::network::SOLANA;
-        assert_eq!(parse("facilitator: local", solana, Path::new("")).0, Some(FacilitatorConfig::Local));
+        assert_eq!(parse("facilitator: local", solana, Path::new("")).0, Some(Who::Local));
         for text in ["https://x.example.com", "[https://x.example.com]", "{ url: https://x.example.com }"] {
             let (config, problems) = parse(&format!("facilitator: {text}"), solana, Path::new(""));
             assert!(config.is_none() && problems.concat().contains("can only serve EVM networks"), "{problems:?}");

@@ -49,7 +49,7 @@ const UNIT_PRICE_REMEDY: &str = "Write what one of them costs, such as \"$0.0000
 
 /// What the keys are checked against.
 struct Around<'a> {
-    assets: &'a Assets,
+    assets: &'a Assets<'a>,
     /// The route's price, where it could be read.
     prices: &'a [(&'a NetworkConfig, Amount)],
 }
@@ -57,7 +57,7 @@ struct Around<'a> {
 /// Reads the value.
 pub(super) fn read(
     value: &Value<'_, '_>,
-    assets: &Assets,
+    assets: &Assets<'_>,
     prices: Option<&[(&NetworkConfig, Amount)]>,
     max_timeout: Duration,
 ) -> Option<Meter> {
@@ -110,7 +110,7 @@ fn meter(map: &mut Map<'_, '_>, around: &Around<'_>, max_timeout: Duration) -> O
 fn minimum(value: &Value<'_, '_>, around: &Around<'_>) -> Option<Amount> {
     let minimums = around.assets.price(value)?;
     let same = |(network, price): &(&NetworkConfig, Amount)| {
-        let of = minimums.iter().find(|(other, _)| other.network == network.network && other.mint == network.mint);
+        let of = minimums.iter().find(|(other, _)| std::ptr::eq(*other, *network));
         of.map(|(_, minimum)| minimum <= price)
     };
     let fits: Vec<_> = around.prices.iter().map(same).collect();

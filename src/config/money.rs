@@ -3,13 +3,14 @@
 //! A dollar is one token of a dollar stablecoin ([`DOLLAR_SYMBOLS`]). A price counts on every network whose asset it
 //! names. Limits are single numbers that hold over all networks, so all assets of one file must count alike.
 
-use super::NetworkConfig;
 use super::reader::{Complaint, Map, Value};
+use super::{Family, NetworkConfig};
 use crate::amount::{Amount, AmountError, Asset};
 use crate::gate::charge::{DIGITS_MAX, SCALE_MAX, UnitPrice, UnitPriceError};
 
 /// The symbols of tokens that count as dollars.
-pub(super) const DOLLAR_SYMBOLS: [&str; 5] = ["USDC", "USDT", "PYUSD", "USDG", "USDS"];
+pub(super) const DOLLAR_SYMBOLS: [&str; 11] =
+    ["USDC", "USDT", "PYUSD", "USDG", "USDS", "USDC.e", "USDT0", "USAT", "MegaUSD", "mUSD", "SBC"];
 
 /// Whether an asset's whole token counts as one dollar.
 pub(super) fn is_dollar(asset: &Asset) -> bool {
@@ -73,29 +74,43 @@ impl Money<'_> {
             Self::Dollars(number) | Self::Whole(number, _) => asset.parse_decimal(number),
             Self::Atomic(number, _) => number.parse(),
         };
-        let amount = amount.map_err(|why| match why {
+        amount.map_err(|why| match why {
             AmountError::NotDigits => Complaint::new("is not a plain number of its currency", EXAMPLE),
             AmountError::TooLarge => Complaint::new("is more than can be counted", "Write less."),
             AmountError::TooFine => Complaint::new(
                 format!("is finer than the smallest unit of {}", asset.symbol),
                 format!("Write at most {} digits after the point.", asset.decimals),
             ),
-        })?;
-        if amount.to_u64().is_none() {
-            return Err(Complaint::new("is more than a Solana token can count", "Write less."));
-        }
-        Ok(amount)
+        })
     }
 }
 
-/// The assets that a file's money counts.
-pub(super) struct Assets {
-    networks: Vec<NetworkConfig>,
+/// An amount above zero of this asset.
+pub(super) fn in_asset(value: &Value<'_, '_>, asset: &Asset) -> Option<Amount> {
+    value.parse("an amount such as \"$3000\"", |text| {
+        let money = parse(text, asset)?;
+        if !money.counts(asset) {
+            let symbol = &asset.symbol;
+            let remedy = format!("Write it in {symbol}, such as \"3000 {symbol}\".");
+            return Err(Complaint::new("is not in the token that is paid with here", remedy));
+        }
+        let amount = money.amount(asset)?;
+        if amount.is_zero() { Err(nothing()) } else { Ok(amount) }
+    })
 }
 
-impl Assets {
+fn nothing() -> Complaint {
+    Complaint::new("is nothing", "Write an amount above zero.")
+}
+
+/// The assets that a file's money counts.
+pub(super) struct Assets<'a> {
+    networks: &'a [NetworkConfig],
+}
+
+impl<'a> Assets<'a> {
     /// Of these networks; there is at least one.
-    pub(super) fn of(networks: Vec<NetworkConfig>) -> Self {
+    pub(super) const fn of(networks: &'a [NetworkConfig]) -> Self {
         Self { networks }
     }
 
@@ -114,20 +129,21 @@ impl Assets {
     }
 
     /// A price above zero on every network whose asset it names.
-    pub(super) fn price(&self, value: &Value<'_, '_>) -> Option<Vec<(&NetworkConfig, Amount)>> {
+    pub(super) fn price(&self, value: &Value<'_, '_>) -> Option<Vec<(&'a NetworkConfig, Amount)>> {
         let first = self.first()?;
         let text = value.text("a price such as \"$0.001\"")?;
-        let read = || -> Result<Vec<(&NetworkConfig, Amount)>, Complaint> {
+        let read = || -> Result<Vec<(&'a NetworkConfig, Amount)>, Complaint> {
             let money = parse(&text, first)?;
             let counted: Vec<_> = self.networks.iter().filter(|network| money.counts(&network.asset)).collect();
             if counted.is_empty() {
                 return Err(self.not_taken());
             }
-            counted.into_iter().map(|network| Ok((network, money.amount(&network.asset)?))).collect()
+            let on = |network: &'a NetworkConfig| Ok((network, fits(network, money.amount(&network.asset)?)?));
+            counted.into_iter().map(on).collect()
         };
         let amounts = read().map_err(|complaint| value.reject(complaint)).ok()?;
         if amounts.iter().any(|(_, amount)| amount.is_zero()) {
-            value.reject(Complaint::new("is nothing", "Write an amount above zero."));
+            value.reject(nothing());
             return None;
         }
         Some(amounts)
@@ -203,6 +219,16 @@ impl Assets {
     }
 }
 
+/// Passes an amount that a network's tokens can count.
+fn fits(network: &NetworkConfig, amount: Amount) -> Result<Amount, Complaint> {
+    match network.family {
+        Family::Svm(_) if amount.to_u64().is_none() => {
+            Err(Complaint::new("is more than a Solana token can count", "Write less."))
+        }
+        Family::Svm(_) | Family::Evm(_) => Ok(amount),
+    }
+}
+
 /// An amount for people: `$0.001` or `0.001 EURC`.
 pub(super) fn show(asset: &Asset, amount: Amount) -> String {
     let number = asset.format_decimal(amount);
@@ -244,7 +270,6 @@ mod tests {
             "1.5 USDC-atomic",
             "1  USDC",
             "1 US DC",
-            "$18446744073709.551616",
             "$1.2.3",
             "$1.",
         ] {

@@ -1,32 +1,47 @@
-//! Networks: where money is taken, in which token, and whose it is.
+//! Networks: where money is taken, in which token, and whose it is. What each family of networks has of its own is in
+//! `svm` and `evm`.
 
-use std::sync::Arc;
+mod evm;
+mod svm;
 
+use super::facilitator;
 use super::money::DOLLAR_SYMBOLS;
 use super::reader::{Complaint, Map, Value};
-use super::secret::RpcUrl;
+use super::secret::{self, RpcUrl};
 use super::value::{self, UrlTail};
-use super::{NETWORKS_MAX, NetworkConfig, SandboxConfig, URLS_MAX};
-use crate::amount::Asset;
-use crate::scheme::svm::{
-    ATA_PROGRAM, PAYMENT_CHANNELS, SYSTEM_PROGRAM, TOKEN_2022_PROGRAM, TOKEN_PROGRAM, USDC_DEVNET, USDC_MAINNET,
-};
-use crate::x402::network::{SOLANA, SOLANA_DEVNET, SOLANA_TESTNET};
+use super::{EvmConfig, FacilitatorConfig, Family, LocalFacilitatorConfig, NETWORKS_MAX, NetworkConfig, SandboxConfig};
+use super::{URLS_MAX, schemes};
+use crate::x402::network::{EVM_NETWORKS, SOLANA, SOLANA_DEVNET, SOLANA_TESTNET};
 use crate::x402::{Key, Network};
+
+pub(super) use self::svm::stand_in;
 
 /// The most decimals that an asset may have.
 const DECIMALS_MAX: u8 = 18;
 /// The longest symbol.
 const SYMBOL_BYTES_MAX: usize = 16;
-const NETWORK_REMEDY: &str =
-    "Write sandbox to try things out, or solana, solana-devnet, solana-testnet, or a CAIP-2 name such as solana:....";
-const PAY_TO_REMEDY: &str = "Write the Solana address that the money goes to.";
+const NETWORK_REMEDY: &str = "Write sandbox to try things out, or one such as solana, solana-devnet, base, base-sepolia, polygon, or a CAIP-2 name such as eip155:8453.";
+/// The keys that belong to one network.
+const KEYS: [&str; 11] = [
+    "network",
+    "pay_to",
+    "rpc_url",
+    "asset",
+    "facilitator",
+    "gas_key",
+    "gas_key_file",
+    "confirmations",
+    "max_fee_gwei",
+    "gas_token_price",
+    "schemes",
+];
 
 /// What `network:` may say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Named {
     Sandbox,
-    Cluster(Network),
+    Svm(Network),
+    Evm(Network, u64),
 }
 
 /// All networks of a file, and the sandbox where it is the one.
@@ -35,10 +50,30 @@ pub(super) struct Networks {
     pub sandbox: Option<SandboxConfig>,
 }
 
+/// Which families of networks a file has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Families {
+    /// Solana networks, the sandbox among them.
+    pub svm: bool,
+    pub evm: bool,
+    pub sandbox: bool,
+}
+
+impl Networks {
+    pub(super) fn families(&self) -> Families {
+        let is_evm = |network: &NetworkConfig| matches!(network.family, Family::Evm(_));
+        Families {
+            svm: !self.networks.iter().all(is_evm),
+            evm: self.networks.iter().any(is_evm),
+            sandbox: self.sandbox.is_some(),
+        }
+    }
+}
+
 /// Reads `network` and what belongs to it, or `networks`, and `sandbox`.
 pub(super) fn read(root: &mut Map<'_, '_>) -> Option<Networks> {
     if root.has("networks") {
-        for key in ["network", "pay_to", "rpc_url", "asset"] {
+        for key in KEYS {
             root.inert(key, "beside networks", "Write it in an entry of networks.");
         }
         root.inert("sandbox", "without network: sandbox", "Leave it out, or write network: sandbox.");
@@ -47,11 +82,14 @@ pub(super) fn read(root: &mut Map<'_, '_>) -> Option<Networks> {
     }
     root.take("networks");
     let named = root.require("network", NETWORK_REMEDY).and_then(|value| value.parse("a network", named));
+    if let Some(Named::Svm(_) | Named::Evm(..)) = named {
+        root.inert("sandbox", "without network: sandbox", "Leave it out, or write network: sandbox.");
+    }
     match named {
-        Some(Named::Sandbox) => sandbox(root),
-        Some(Named::Cluster(network)) => {
-            root.inert("sandbox", "without network: sandbox", "Leave it out, or write network: sandbox.");
-            Some(Networks { networks: vec![cluster(root, network)?], sandbox: None })
+        Some(Named::Sandbox) => svm::sandbox(root),
+        Some(Named::Svm(network)) => Some(Networks { networks: vec![svm::read(root, network)?], sandbox: None }),
+        Some(Named::Evm(network, id)) => {
+            Some(Networks { networks: vec![evm::read(root, network, id)?], sandbox: None })
         }
         None => {
             shapes(root);
@@ -63,78 +101,57 @@ pub(super) fn read(root: &mut Map<'_, '_>) -> Option<Networks> {
 
 /// Checks what can be checked of an entry whose network is not known.
 fn shapes(map: &mut Map<'_, '_>) {
-    map.take("pay_to").map(|value| pay_to(&value));
-    map.take("rpc_url").map(|value| rpc_urls(&value));
-    map.take("asset").map(|value| asset(&value));
+    for key in KEYS.into_iter().filter(|key| !key.starts_with("gas_key")) {
+        let Some(value) = map.take(key) else { continue };
+        match key {
+            "pay_to" => {
+                value.parse("an address", |text| {
+                    let known = text.parse::<Key>().is_ok() || text.starts_with("0x");
+                    let remedy = "Write the address that the money goes to, as your wallet shows it.";
+                    if known { Ok(()) } else { Err(Complaint::new("is neither a Solana nor an EVM address", remedy)) }
+                });
+            }
+            "rpc_url" => drop(rpc_urls(&value)),
+            "facilitator" => drop(facilitator::read(&value, None)),
+            "schemes" => drop(schemes::read(&value)),
+            _ => {}
+        }
+    }
+    drop(secret::read(map, "gas_key", "gas_key_file"));
 }
 
-/// A network's name. EVM networks are known and refused.
+/// A network's name.
 fn named(text: &str) -> Result<Named, Complaint> {
-    let evm = ["ethereum", "base", "base-sepolia", "polygon", "arbitrum", "optimism", "avalanche", "bsc"];
-    match text {
+    let svm = match text {
         "sandbox" => return Ok(Named::Sandbox),
-        "solana" => return cluster_named(SOLANA),
-        "solana-devnet" => return cluster_named(SOLANA_DEVNET),
-        "solana-testnet" => return cluster_named(SOLANA_TESTNET),
-        _ => {}
-    }
-    if evm.contains(&text) || text.starts_with("eip155:") {
-        let what = "is an EVM network, and this version can only serve Solana networks";
-        return Err(Complaint::new(what, "Write solana, solana-devnet or sandbox."));
-    }
-    match text.parse::<Network>() {
-        Ok(network) if network.is_solana() => Ok(Named::Cluster(network)),
-        Ok(_) => Err(Complaint::new("is not a Solana network, and no other can be served", NETWORK_REMEDY)),
-        Err(_) => {
+        "solana" => SOLANA,
+        "solana-devnet" => SOLANA_DEVNET,
+        "solana-testnet" => SOLANA_TESTNET,
+        _ => text,
+    };
+    let network = Network::of_short_name(text).or_else(|| svm.parse().ok());
+    match network {
+        Some(network) if network.is_solana() => Ok(Named::Svm(network)),
+        Some(network) => match network.chain_id() {
+            Some(id) => Ok(Named::Evm(network, id)),
+            None => Err(Complaint::new(
+                "is neither a Solana nor an EVM network, and no other can be served",
+                NETWORK_REMEDY,
+            )),
+        },
+        None => {
             let complaint = Complaint::new("is not a known network", NETWORK_REMEDY);
-            let near = value::nearest(text, &["sandbox", "solana", "solana-devnet", "solana-testnet"]);
+            let mut names = vec!["sandbox", "solana", "solana-devnet", "solana-testnet"];
+            names.extend(EVM_NETWORKS.iter().map(|(name, _)| *name));
+            let near = value::nearest(text, &names);
             Err(near.map_or(complaint.clone(), |near| complaint.suggest(format!("Did you mean {near}?"))))
         }
     }
 }
 
-fn cluster_named(name: &str) -> Result<Named, Complaint> {
-    name.parse().map(Named::Cluster).map_err(|_| Complaint::new("is not a known network", NETWORK_REMEDY))
-}
-
-/// The sandbox: USDC of its own, on a chain of its own.
-fn sandbox(root: &mut Map<'_, '_>) -> Option<Networks> {
-    root.inert("rpc_url", "on the sandbox, which has a chain of its own", "Leave it out.");
-    root.inert("asset", "on the sandbox, which has a USDC of its own", "Leave it out.");
-    let pay_to = root.take("pay_to").map(|value| pay_to(&value));
-    let (presented, rpc_listen) = match root.take("sandbox") {
-        None => (Some(None), Some(None)),
-        Some(value) => value.map("a mapping such as {present_as: solana-devnet}", |map| {
-            (
-                map.take("present_as").map_or(Some(None), |value| present_as(&value).map(Some)),
-                map.take("rpc_listen").map_or(Some(None), |value| value.socket().map(Some)),
-            )
-        })?,
-    };
-    let network = presented?.or_else(|| SOLANA_DEVNET.parse().ok())?;
-    let rpc_listen = rpc_listen?.unwrap_or_else(|| ([127, 0, 0, 1], 8899).into());
-    let network = NetworkConfig {
-        network,
-        asset: Arc::new(usdc(&USDC_DEVNET)),
-        mint: USDC_DEVNET,
-        token_program: TOKEN_PROGRAM,
-        pay_to: pay_to.map_or(Some(None), |key| key.map(Some))?,
-        rpc_urls: Vec::new(),
-    };
-    Some(Networks { networks: vec![network], sandbox: Some(SandboxConfig { rpc_listen }) })
-}
-
-/// The test network that the sandbox looks like to clients.
-fn present_as(value: &Value<'_, '_>) -> Option<Network> {
-    value.parse("a test network such as solana-devnet", |text| match named(text)? {
-        Named::Cluster(network) if network.as_str() != SOLANA => Ok(network),
-        _ => Err(Complaint::new("cannot be played by the sandbox", "Write solana-devnet or solana-testnet.")),
-    })
-}
-
 /// Several ways to be paid.
 fn list(value: &Value<'_, '_>) -> Option<Vec<NetworkConfig>> {
-    let items = value.items("a list of mappings, each with network, pay_to and rpc_url")?;
+    let items = value.items("a list of mappings, each with network and pay_to")?;
     if items.is_empty() || items.len() > NETWORKS_MAX {
         value.problem(format!("holds {} entries.", items.len()), format!("Write 1 to {NETWORKS_MAX}."));
         return None;
@@ -142,13 +159,20 @@ fn list(value: &Value<'_, '_>) -> Option<Vec<NetworkConfig>> {
     let mut networks: Vec<(usize, NetworkConfig)> = Vec::new();
     let mut whole = true;
     for item in &items {
-        let Some(network) = item.map("a mapping with network, pay_to and rpc_url", entry).flatten() else {
+        let Some(network) = item.map("a mapping with network and pay_to", entry).flatten() else {
             whole = false;
             continue;
         };
-        if let Some((line, _)) = networks.iter().find(|(_, n)| n.network == network.network && n.mint == network.mint) {
-            item.problem(format!("is the network and asset of line {line} again."), "Keep one of the two.");
-            whole = false;
+        if let Some((line, earlier)) = networks.iter().find(|(_, earlier)| earlier.network == network.network) {
+            if earlier.asset.address == network.asset.address {
+                item.problem(format!("is the network and asset of line {line} again."), "Keep one of the two.");
+                whole = false;
+            } else if matches!(network.family, Family::Evm(_)) {
+                // Its facilitator, its gas key and the nonces of that are one for the whole network.
+                let what = format!("is the network of line {line} again, and an EVM network is served with one token.");
+                item.problem(what, "Keep one of the two.");
+                whole = false;
+            }
         }
         networks.push((item.line, network));
     }
@@ -163,8 +187,18 @@ fn list(value: &Value<'_, '_>) -> Option<Vec<NetworkConfig>> {
     whole.then(|| networks.into_iter().map(|(_, network)| network).collect())
 }
 
+/// Whether money on a network is play money. An EVM network that is not known counts as a real one.
 fn is_test(network: &Network) -> bool {
-    [SOLANA_DEVNET, SOLANA_TESTNET].contains(&network.as_str())
+    /// Developers' own chains, and test networks of known tokens that have no short name.
+    const NAMELESS: [u64; 5] = [1337, 31_337, 31_611, 72_344, 181_228];
+    const WORDS: [&str; 5] = ["sepolia", "testnet", "amoy", "fuji", "apothem"];
+    match network.chain_id() {
+        Some(id) => {
+            let name = network.short_name().unwrap_or_default();
+            WORDS.iter().any(|word| name.contains(word)) || NAMELESS.contains(&id)
+        }
+        None => [SOLANA_DEVNET, SOLANA_TESTNET].contains(&network.as_str()),
+    }
 }
 
 /// One entry of `networks`.
@@ -177,94 +211,14 @@ fn entry(map: &mut Map<'_, '_>) -> Option<NetworkConfig> {
         Some(named)
     });
     match named {
-        Some(Named::Cluster(network)) => cluster(map, network),
+        Some(Named::Svm(network)) => svm::read(map, network),
+        Some(Named::Evm(network, id)) => evm::read(map, network, id),
         Some(Named::Sandbox) | None => {
             // What else is wrong with the entry is told all the same.
             shapes(map);
             None
         }
     }
-}
-
-/// What belongs to a network that is not the sandbox.
-fn cluster(map: &mut Map<'_, '_>, network: Network) -> Option<NetworkConfig> {
-    if !map.whole.key.is_empty() {
-        let why = "for a Solana network, where this process is its own facilitator";
-        map.inert("facilitator", why, "Leave it out.");
-    }
-    let pay_to = map.require("pay_to", PAY_TO_REMEDY).and_then(|value| pay_to(&value));
-    let remedy = "Write the URL of a Solana JSON-RPC endpoint, or a list of several.";
-    let rpc_urls = map.require("rpc_url", remedy).and_then(|value| rpc_urls(&value));
-    let usdc_here = match network.as_str() {
-        SOLANA => Some(USDC_MAINNET),
-        SOLANA_DEVNET | SOLANA_TESTNET => Some(USDC_DEVNET),
-        _ => None,
-    };
-    let token = match (map.take("asset"), usdc_here) {
-        (Some(value), _) => {
-            let token = asset(&value);
-            if let (Some(token), SOLANA) = (&token, network.as_str())
-                && token.asset.symbol.as_ref() == "USDC"
-                && token.mint != USDC_MAINNET
-            {
-                value.warn(
-                    "calls itself USDC and is not Circle's USDC.",
-                    "Make sure that the mint is the one you mean.",
-                );
-            }
-            token
-        }
-        (None, Some(mint)) => Some(Token { asset: Arc::new(usdc(&mint)), mint, token_program: TOKEN_PROGRAM }),
-        (None, None) => {
-            if !map.has("asset") {
-                let _ = map.require("asset", "The USDC of this network is not known: write {mint, symbol, decimals}.");
-            }
-            None
-        }
-    };
-    let token = token?;
-    Some(NetworkConfig {
-        network,
-        asset: token.asset,
-        mint: token.mint,
-        token_program: token.token_program,
-        pay_to: Some(pay_to?),
-        rpc_urls: rpc_urls?,
-    })
-}
-
-/// A token with its programs.
-struct Token {
-    asset: Arc<Asset>,
-    mint: Key,
-    token_program: Key,
-}
-
-fn usdc(mint: &Key) -> Asset {
-    Asset { address: mint.to_string().into(), symbol: "USDC".into(), decimals: 6 }
-}
-
-fn asset(value: &Value<'_, '_>) -> Option<Token> {
-    value.map("a mapping with mint, symbol and decimals", |map| {
-        let mint = map.require("mint", "Write the token's mint address.").and_then(|value| key(&value));
-        let symbol = map.require("symbol", "Write the token's symbol, such as USDC.").and_then(|value| symbol(&value));
-        let decimals_value = map.require("decimals", "Write how many decimals the token has, such as 6.");
-        let decimals = decimals_value.as_ref().and_then(|value| value.number(0, DECIMALS_MAX));
-        let token_program = match map.take("token_program") {
-            None => Some(TOKEN_PROGRAM),
-            Some(value) => value.choice(&[("spl-token", TOKEN_PROGRAM), ("token-2022", TOKEN_2022_PROGRAM)]),
-        };
-        let (mint, decimals) = (mint?, decimals?);
-        if let Some(value) = decimals_value
-            && [USDC_MAINNET, USDC_DEVNET].contains(&mint)
-            && decimals != 6
-        {
-            value.reject(Complaint::new("are not the decimals of this mint, which is USDC", "Write 6."));
-            return None;
-        }
-        let asset = Asset { address: mint.to_string().into(), symbol: symbol?.into(), decimals };
-        Some(Token { asset: Arc::new(asset), mint, token_program: token_program? })
-    })?
 }
 
 fn symbol(value: &Value<'_, '_>) -> Option<String> {
@@ -276,38 +230,6 @@ fn symbol(value: &Value<'_, '_>) -> Option<String> {
             return Err(Complaint::new("is not a symbol", remedy));
         }
         Ok(text.to_owned())
-    })
-}
-
-fn key(value: &Value<'_, '_>) -> Option<Key> {
-    value.parse("a Solana address", address)
-}
-
-fn address(text: &str) -> Result<Key, Complaint> {
-    text.parse().map_err(|_| {
-        let what =
-            if text.starts_with("0x") { "is an EVM address, not a Solana address" } else { "is not a Solana address" };
-        Complaint::new(what, "Write the base58 text of 32 bytes, 32 to 44 letters and digits.")
-    })
-}
-
-/// Where the money goes. Addresses that nobody can spend from are refused.
-fn pay_to(value: &Value<'_, '_>) -> Option<Key> {
-    value.parse("a Solana address", |text| {
-        let key = address(text)?;
-        let nobody = [
-            SYSTEM_PROGRAM,
-            TOKEN_PROGRAM,
-            TOKEN_2022_PROGRAM,
-            ATA_PROGRAM,
-            PAYMENT_CHANNELS,
-            USDC_MAINNET,
-            USDC_DEVNET,
-        ];
-        if nobody.contains(&key) {
-            return Err(Complaint::new("is a program or a mint, from which nobody can spend", PAY_TO_REMEDY));
-        }
-        Ok(key)
     })
 }
 
@@ -331,4 +253,41 @@ fn rpc_urls(value: &Value<'_, '_>) -> Option<Vec<RpcUrl>> {
         }
     }
     Some(urls)
+}
+
+/// `settlement.min_worth` and the price of gas need each other. `min_worth` is what was read of it.
+pub(super) fn check_gas_price(root: &Map<'_, '_>, networks: &[NetworkConfig], min_worth: Option<u32>) {
+    let local = |network: &NetworkConfig| match &network.family {
+        Family::Evm(EvmConfig { facilitator: FacilitatorConfig::Local(local), .. }) => Some(local.gas_token_price),
+        Family::Evm(_) | Family::Svm(_) => None,
+    };
+    let told = |at: &str, key: &str, what: String, remedy: &str| {
+        root.whole.cx.problem(root.line_of(at), key.to_owned(), what, remedy.to_owned());
+    };
+    let prices: Vec<_> = networks.iter().filter_map(|network| Some((network, local(network)?))).collect();
+    if min_worth.is_none() {
+        let at = if root.has("networks") { "networks" } else { "gas_token_price" };
+        if prices.iter().any(|(_, price)| price.is_some()) {
+            let what = "does nothing without settlement.min_worth.".to_owned();
+            told(at, "gas_token_price", what, "Leave it out, or write min_worth.");
+        }
+        return;
+    }
+    let key = "settlement.min_worth";
+    if prices.is_empty() {
+        let what = "does nothing: no EVM network of this file has this process as its facilitator.".to_owned();
+        told("settlement", key, what, "Leave it out.");
+    }
+    for (network, _) in prices.iter().filter(|(_, price)| price.is_none()) {
+        let what = format!("needs to know what gas costs on {}.", shown(&network.network));
+        let remedy = "Write gas_token_price beside its gas key, what one whole gas token costs, such as \"$3000\".";
+        told("settlement", key, what, remedy);
+    }
+}
+
+/// A network's name for people, as the file may have it.
+pub(super) fn shown(network: &Network) -> String {
+    let solana = [(SOLANA, "solana"), (SOLANA_DEVNET, "solana-devnet"), (SOLANA_TESTNET, "solana-testnet")];
+    let solana = solana.iter().find(|(name, _)| *name == network.as_str()).map(|(_, short)| *short);
+    solana.or_else(|| network.short_name()).map_or_else(|| network.to_string(), str::to_owned)
 }

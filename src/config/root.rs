@@ -15,9 +15,7 @@ use super::reader::{Complaint, Context, Map, Value};
 use super::route::RouteConfig;
 use super::routes::{self, Surroundings};
 use super::server::{self, Server, or};
-use super::{Config, Env, FacilitatorConfig, NetworkConfig, Unlisted, facilitator, settlement, signer, yaml};
-use crate::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
-use crate::x402::network::SOLANA_DEVNET;
+use super::{Config, Env, SettlementConfig, SignerConfig, Unlisted, settlement, signer, yaml};
 
 const MINUTE: u64 = 60;
 const DAY: u64 = 24 * 60 * MINUTE;
@@ -54,8 +52,11 @@ pub(super) fn read(path: &Path, text: &str, env: &Env<'_>) -> Result<(Config, Ve
 /// Reads every part, then puts them together where all are there.
 fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
     let networks = network::read(root);
-    let sandbox = networks.as_ref().map(|networks| networks.sandbox.is_some());
-    let assets = assets(root, networks.as_ref());
+    let families = networks.as_ref().map(Networks::families);
+    // Where the networks are wrong, prices are checked as if they were in USDC.
+    let stand_in: Vec<_> = network::stand_in().into_iter().collect();
+    let assets = Assets::of(networks.as_ref().map_or(&stand_in, |networks| &networks.networks));
+    check_assets(root, &assets);
     let withdraw_delay = or(root.take("withdraw_delay"), Duration::from_secs(DAY), |value| {
         value.whole_seconds(Duration::from_secs(15 * MINUTE), Duration::from_secs(30 * DAY))
     });
@@ -64,18 +65,21 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
     let max_timeout =
         or(root.take("max_timeout"), Duration::from_secs(MINUTE), |value| value.whole_seconds(second, hour.min(delay)));
     let client_waits = max_timeout.unwrap_or(Duration::from_secs(MINUTE));
+    if families.is_some_and(|families| !families.svm) {
+        root.inert("memo", "without a Solana network: transactions on EVM networks have none", "Leave it out.");
+    }
     let memo = or(root.take("memo"), None, |value| value.line(MEMO_BYTES_MAX).map(|memo| Some(Arc::<str>::from(memo))));
-    let signer = signer::read(root, &assets, sandbox);
-    let settlement = settlement::read(root, &assets, delay);
-    if let (Some(Some(signer)), Some(settlement)) = (&signer, &settlement) {
-        signer::check_claim(root, &assets, signer, settlement.batch_channels);
+    let signer = signer::read(root, &assets, families);
+    let settling =
+        settlement::Around { assets: &assets, delay, families, signer: signer.as_ref().and_then(Option::as_ref) };
+    let settlement = settlement::read(root, &settling);
+    if let (Some(settlement), Some(networks)) = (&settlement, &networks) {
+        check_settlement(root, &assets, networks, signer.as_ref().and_then(Option::as_ref), settlement);
     }
     let default = or(root.take("default"), Unlisted::Deny, |value| {
         value.choice(&[("deny", Unlisted::Deny), ("free", Unlisted::Free)])
     });
-    let network = networks.as_ref().and_then(|networks| networks.networks.first()).map(|first| &first.network);
-    let facilitator = or(root.take("facilitator"), FacilitatorConfig::Local, |value| facilitator::read(value, network));
-    let store = store(root, sandbox.unwrap_or(false));
+    let store = store(root, families.is_some_and(|families| families.sandbox));
     let server = server::read(root, client_waits);
     let upstreams = Upstreams::take(root);
     let around = Surroundings {
@@ -104,7 +108,6 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
         tls: server.tls,
         store: store?,
         signer: signer?,
-        facilitator: facilitator?,
         withdraw_delay: withdraw_delay?,
         max_timeout: max_timeout?,
         memo: memo?,
@@ -119,23 +122,8 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
     })
 }
 
-/// What money counts. Where the networks are wrong, prices are checked as if they were in USDC.
-fn assets(root: &Map<'_, '_>, networks: Option<&Networks>) -> Assets {
-    let stand_in = || {
-        let address = USDC_DEVNET.to_string().into();
-        let asset = crate::amount::Asset { address, symbol: "USDC".into(), decimals: 6 };
-        let network = SOLANA_DEVNET.parse().ok()?;
-        Some(NetworkConfig {
-            network,
-            asset: Arc::new(asset),
-            mint: USDC_DEVNET,
-            token_program: TOKEN_PROGRAM,
-            pay_to: None,
-            rpc_urls: Vec::new(),
-        })
-    };
-    let listed = networks.map(|networks| networks.networks.clone());
-    let assets = Assets::of(listed.unwrap_or_else(|| stand_in().into_iter().collect()));
+/// Refuses assets that no limit could hold over together.
+fn check_assets(root: &Map<'_, '_>, assets: &Assets<'_>) {
     if !assets.alike() {
         root.whole.cx.problem(
             root.line_of("networks"),
@@ -144,7 +132,27 @@ fn assets(root: &Map<'_, '_>, networks: Option<&Networks>) -> Assets {
             "Serve them from two files; dollar tokens with the same decimals may stand together.".to_owned(),
         );
     }
-    assets
+}
+
+/// What `settlement` says has to fit the signer and the networks.
+fn check_settlement(
+    root: &Map<'_, '_>,
+    assets: &Assets<'_>,
+    networks: &Networks,
+    signer: Option<&SignerConfig>,
+    settlement: &SettlementConfig,
+) {
+    let families = networks.families();
+    if let Some(signer) = signer {
+        let of_svm = (families.svm, settlement.batch_channels, "batch_channels");
+        let of_evm = (families.evm, settlement.claims_per_batch, "claims_per_batch");
+        for (there, channels, by) in [of_svm, of_evm] {
+            if there {
+                signer::check_claim(root, assets, signer, channels, by);
+            }
+        }
+    }
+    network::check_gas_price(root, &networks.networks, settlement.min_worth);
 }
 
 /// The database's path: beside the working directory where none is written, and none on the sandbox.

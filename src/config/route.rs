@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use http::Method;
 
-use crate::amount::Amount;
+use super::Scheme;
+use crate::amount::{Amount, Asset};
 use crate::gate::charge::Meter;
-use crate::gate::route::{Offer, Payee, Pricing, Route};
+use crate::gate::route::{EvmScheme, Offer, Payee, Pricing, Route};
 use crate::ledger::channel::Seller;
-use crate::x402::{Key, Network};
+use crate::scheme::evm::EvmSeller;
+use crate::x402::Network;
 
 /// A route as the operator wrote it, checked, with its prices in atomic units.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,26 +56,28 @@ pub enum RoutePricing {
     },
 }
 
-/// A price on one of the configured networks.
+/// A price on one of the configured networks, and how it is paid there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPrice {
     /// The network.
     pub network: Network,
-    /// The asset's mint.
-    pub mint: Key,
+    /// What is paid with.
+    pub asset: Arc<Asset>,
+    /// How.
+    pub scheme: Scheme,
     /// How much.
     pub amount: Amount,
-    /// Proposed as a channel's first deposit.
+    /// Proposed as a channel's first deposit; only with `batch-settlement`.
     pub min_deposit: Option<Amount>,
 }
 
 impl RouteConfig {
-    /// The gate's route, with one offer for each price whose network and mint one of `sellers` has. A priced route
+    /// The gate's route, with one offer for each price whose network and asset one of the sellers has. A priced route
     /// for which no seller is given keeps no offer: it can then not be paid, and is never free.
     #[must_use]
-    pub fn resolve(&self, sellers: &[Arc<Seller>]) -> Route {
+    pub fn resolve(&self, svm: &[Arc<Seller>], evm: &[Arc<EvmSeller>]) -> Route {
         let offers = |prices: &[NetworkPrice]| -> Vec<Offer> {
-            prices.iter().filter_map(|price| self.offer(price, sellers)).collect()
+            prices.iter().filter_map(|price| Some(self.offer(price, payee(price, svm, evm)?))).collect()
         };
         Route {
             name: Arc::clone(&self.path),
@@ -94,14 +98,31 @@ impl RouteConfig {
         }
     }
 
-    fn offer(&self, price: &NetworkPrice, sellers: &[Arc<Seller>]) -> Option<Offer> {
-        let seller = sellers.iter().find(|s| s.network == price.network && s.mint == price.mint)?;
-        Some(Offer {
-            payee: Payee::Svm(Arc::clone(seller)),
+    fn offer(&self, price: &NetworkPrice, payee: Payee) -> Offer {
+        Offer {
+            payee,
             amount: price.amount,
             min_deposit: price.min_deposit,
             max_timeout_seconds: self.max_timeout_seconds,
             memo: self.memo.clone(),
-        })
+        }
+    }
+}
+
+/// Who is paid a price, and on EVM networks how. On Solana the gate takes the scheme from the route's pricing.
+fn payee(price: &NetworkPrice, svm: &[Arc<Seller>], evm: &[Arc<EvmSeller>]) -> Option<Payee> {
+    let same = |network: &Network, asset: &Asset| *network == price.network && asset.address == price.asset.address;
+    if let Some(seller) = svm.iter().find(|seller| same(&seller.network, &seller.asset)) {
+        return Some(Payee::Svm(Arc::clone(seller)));
+    }
+    let seller = evm.iter().find(|seller| same(&seller.network, &seller.asset))?;
+    Some(Payee::Evm(Arc::clone(seller), evm_scheme(price.scheme)?))
+}
+
+/// The gate's scheme; `None` for one that it does not serve.
+const fn evm_scheme(scheme: Scheme) -> Option<EvmScheme> {
+    match scheme {
+        Scheme::BatchSettlement => Some(EvmScheme::BatchSettlement),
+        Scheme::Exact | Scheme::Upto => None,
     }
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 use http::Method;
 
 use super::money::Assets;
+use super::network::shown;
 use super::reader::{Complaint, Map, Value};
 use super::route::{NetworkPrice, RouteConfig, RoutePricing};
+use super::schemes::{self, Kind};
 use super::server::{or, within_client};
-use super::{NetworkConfig, ROUTES_MAX, Unlisted, metering, value};
+use super::{Family, NetworkConfig, ROUTES_MAX, Scheme, Unlisted, metering, value};
 use crate::amount::Amount;
 use crate::gate::route::pattern::parse_host;
 use crate::gate::route::{Claim, Pattern, conflicts};
@@ -29,7 +31,7 @@ const METHODS: [(&str, Method); 7] = [
 
 /// What a route's keys are checked against.
 pub(super) struct Surroundings<'a> {
-    pub assets: &'a Assets,
+    pub assets: &'a Assets<'a>,
     /// The names in `upstreams`.
     pub upstreams: &'a BTreeSet<String>,
     pub max_timeout: Duration,
@@ -39,13 +41,6 @@ pub(super) struct Surroundings<'a> {
     /// Where it could be read.
     pub channel_exposure_max: Option<Amount>,
     pub default: Unlisted,
-}
-
-/// How a route is paid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scheme {
-    BatchSettlement,
-    Upto,
 }
 
 /// Reads all routes; `None` where anything is wrong.
@@ -225,7 +220,7 @@ fn pricing(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<RoutePric
                 free.problem("stands beside price.", "Keep one of the two.");
             }
             let remedy = "Leave it out, or give the route a price.";
-            for key in ["scheme", "metering", "min_deposit"] {
+            for key in ["schemes", "metering", "min_deposit"] {
                 map.inert(key, "on a free route", remedy);
             }
             (free_value == Some(true)).then_some(RoutePricing::Free)
@@ -235,7 +230,7 @@ fn pricing(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<RoutePric
             if !has_price && !has_free {
                 map.whole.problem("has neither a price nor free: true.", "Write price: \"$0.001\", or free: true.");
             }
-            for key in ["scheme", "metering", "min_deposit"] {
+            for key in ["schemes", "metering", "min_deposit"] {
                 map.take(key);
             }
             None
@@ -243,52 +238,140 @@ fn pricing(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<RoutePric
     }
 }
 
+/// A price on one of its networks, by one scheme.
+struct Way<'a> {
+    network: &'a NetworkConfig,
+    amount: Amount,
+    scheme: Scheme,
+}
+
 fn paid(map: &mut Map<'_, '_>, price: &Value<'_, '_>, around: &Surroundings<'_>) -> Option<RoutePricing> {
     let metering_value = map.take("metering");
-    let scheme_value = map.take("scheme");
-    let choices = [("batch-settlement", Scheme::BatchSettlement), ("upto", Scheme::Upto)];
-    let default = if metering_value.is_some() { Scheme::Upto } else { Scheme::BatchSettlement };
-    let scheme = or(scheme_value.clone(), default, |value| value.choice(&choices));
-    if let (Some(_), Some(Scheme::BatchSettlement), Some(value)) = (&metering_value, scheme, &scheme_value) {
-        let what =
-            "cannot be metered on Solana: there a client's voucher is for the whole price, and less cannot be charged";
-        value.reject(Complaint::new(what, "Write scheme: upto or leave scheme out; or leave metering out."));
-        return None;
-    }
+    let schemes_value = map.take("schemes");
+    let named = or(schemes_value.clone(), None, |value| schemes::read(value).map(Some));
+    let kind = match (&metering_value, &named) {
+        (Some(_), _) => Kind::Metered,
+        (None, Some(Some(named))) if named.as_slice() == [Scheme::Upto] => Kind::Whole,
+        (None, _) => Kind::Fixed,
+    };
     let amounts = around.assets.price(price);
     let meter = or(metering_value, None, |value| {
         metering::read(value, around.assets, amounts.as_deref(), around.max_timeout).map(Some)
     });
-    let deposits = min_deposits(map, scheme, amounts.as_deref(), around);
-    let (amounts, deposits, scheme) = (amounts?, deposits?, scheme?);
-    check_price(price, &amounts, scheme, around)?;
-    let on = |network: &NetworkConfig| {
-        let same =
-            |(other, _): &&(&NetworkConfig, Amount)| other.network == network.network && other.mint == network.mint;
-        deposits.iter().find(same).map(|(_, deposit)| *deposit)
+    let ways = match (&named, &amounts) {
+        (Some(None), Some(amounts)) => ways_of_networks(price, amounts, kind),
+        (Some(Some(named)), Some(amounts)) => ways_named(schemes_value.as_ref().unwrap_or(price), named, amounts, kind),
+        _ => None,
     };
-    let price = |(network, amount): (&NetworkConfig, Amount)| NetworkPrice {
-        network: network.network.clone(),
-        mint: network.mint,
-        amount,
-        min_deposit: on(network),
+    let deposits = min_deposits(map, ways.as_deref(), amounts.as_deref(), around);
+    let (ways, deposits) = (ways?, deposits?);
+    check_price(price, &ways, around)?;
+    let deposit = |way: &Way<'_>| {
+        let here = |(network, _): &&(&NetworkConfig, Amount)| std::ptr::eq(*network, way.network);
+        deposits.iter().find(here).map(|(_, deposit)| *deposit).filter(|_| way.scheme == Scheme::BatchSettlement)
     };
-    let prices = amounts.into_iter().map(price).collect();
-    Some(match scheme {
-        Scheme::BatchSettlement => RoutePricing::Fixed(prices),
-        Scheme::Upto => RoutePricing::Metered { prices, meter: meter? },
+    let price = |way: &Way<'_>| NetworkPrice {
+        network: way.network.network.clone(),
+        asset: Arc::clone(&way.network.asset),
+        scheme: way.scheme,
+        amount: way.amount,
+        min_deposit: deposit(way),
+    };
+    let prices = ways.iter().map(price).collect();
+    Some(match kind {
+        Kind::Fixed => RoutePricing::Fixed(prices),
+        Kind::Metered | Kind::Whole => RoutePricing::Metered { prices, meter: meter? },
     })
+}
+
+/// How a price is paid where its route names no scheme: as its networks say.
+fn ways_of_networks<'a>(
+    price: &Value<'_, '_>,
+    amounts: &[(&'a NetworkConfig, Amount)],
+    kind: Kind,
+) -> Option<Vec<Way<'a>>> {
+    let mut ways = Vec::new();
+    let mut whole = true;
+    for &(network, amount) in amounts {
+        let possible = schemes::possible(&network.family, kind);
+        let wanted = match &network.family {
+            Family::Evm(evm) => evm.schemes.as_slice(),
+            Family::Svm(_) => possible,
+        };
+        let fitting: Vec<_> = wanted.iter().copied().filter(|scheme| possible.contains(scheme)).collect();
+        if fitting.is_empty() {
+            let (here, names, wanted) = (shown(&network.network), schemes::names(possible), schemes::names(wanted));
+            let what = format!("on {here} {} is paid by {names}, and the network has only {wanted}", kind.as_str());
+            price.reject(Complaint::new(
+                format!("cannot be paid: {what}"),
+                "Write schemes here, or one more for the network.",
+            ));
+            whole = false;
+        }
+        ways.extend(fitting.into_iter().map(|scheme| Way { network, amount, scheme }));
+    }
+    whole.then_some(ways)
+}
+
+/// How a price is paid by the schemes that its route names. Each has to serve on one of the networks, and each network
+/// has to have one.
+fn ways_named<'a>(
+    value: &Value<'_, '_>,
+    named: &[Scheme],
+    amounts: &[(&'a NetworkConfig, Amount)],
+    kind: Kind,
+) -> Option<Vec<Way<'a>>> {
+    let mut ways: Vec<Way<'a>> = Vec::new();
+    let mut whole = true;
+    for &(network, amount) in amounts {
+        let possible = schemes::possible(&network.family, kind);
+        let fitting: Vec<_> = named.iter().copied().filter(|scheme| possible.contains(scheme)).collect();
+        if fitting.is_empty() {
+            value.reject(unfitting(network, named, kind));
+            whole = false;
+        }
+        ways.extend(fitting.into_iter().map(|scheme| Way { network, amount, scheme }));
+    }
+    if !whole {
+        return None;
+    }
+    for scheme in named.iter().filter(|scheme| ways.iter().all(|way| way.scheme != **scheme)) {
+        let what = format!("holds {}, by which {} is paid on none of its networks.", scheme.as_str(), kind.as_str());
+        value.problem(what, "Leave it out.");
+        whole = false;
+    }
+    whole.then_some(ways)
+}
+
+/// Why none of the named schemes serves on a network.
+fn unfitting(network: &NetworkConfig, named: &[Scheme], kind: Kind) -> Complaint {
+    match (&network.family, kind) {
+        (Family::Svm(_), Kind::Metered) if named.contains(&Scheme::BatchSettlement) => Complaint::new(
+            "cannot be metered on Solana: there a client's voucher is for the whole price, and less cannot be charged",
+            "Write schemes: upto or leave schemes out; or leave metering out.",
+        ),
+        (Family::Evm(_), Kind::Whole) => Complaint::new(
+            format!("would always charge the whole price on {}, as nothing is metered", shown(&network.network)),
+            "Write exact, or metering.",
+        ),
+        _ => {
+            let possible = schemes::names(schemes::possible(&network.family, kind));
+            let here = shown(&network.network);
+            let what = format!("is no way to pay {} on {here}", kind.as_str());
+            Complaint::new(what, format!("Write {possible}, or leave schemes out."))
+        }
+    }
 }
 
 /// Proposed first deposits, by network; none where the key is not written.
 fn min_deposits<'a>(
     map: &mut Map<'_, '_>,
-    scheme: Option<Scheme>,
+    ways: Option<&[Way<'_>]>,
     amounts: Option<&[(&NetworkConfig, Amount)]>,
     around: &Surroundings<'a>,
 ) -> Option<Vec<(&'a NetworkConfig, Amount)>> {
-    if scheme == Some(Scheme::Upto) {
-        map.inert("min_deposit", "with scheme upto, where each request deposits its price", "Leave it out.");
+    if ways.is_some_and(|ways| ways.iter().all(|way| way.scheme != Scheme::BatchSettlement)) {
+        map.inert("min_deposit", "where nothing is paid by batch-settlement, from a balance", "Leave it out.");
         return Some(Vec::new());
     }
     let Some(value) = map.take("min_deposit") else { return Some(Vec::new()) };
@@ -314,23 +397,21 @@ fn min_deposits<'a>(
     Some(deposits)
 }
 
-/// Refuses a price that could never be paid.
-fn check_price(
-    value: &Value<'_, '_>,
-    amounts: &[(&NetworkConfig, Amount)],
-    scheme: Scheme,
-    around: &Surroundings<'_>,
-) -> Option<()> {
-    let highest = amounts.iter().map(|(_, amount)| *amount).max()?;
-    let limits = [
-        ("signer.deposit_max", around.deposit_max),
-        ("settlement.channel_exposure_max", around.channel_exposure_max.filter(|_| scheme == Scheme::BatchSettlement)),
-    ];
-    for (name, limit) in limits {
-        if let Some(limit) = limit.filter(|limit| highest > *limit) {
-            let what = format!("is above {name} ({}), so it could never be paid", around.assets.show(limit));
-            value.reject(Complaint::new(what, "Lower the price, or raise the limit."));
-            return None;
+/// Refuses a price that could never be paid. What is paid without a channel has no limit of channels.
+fn check_price(value: &Value<'_, '_>, ways: &[Way<'_>], around: &Surroundings<'_>) -> Option<()> {
+    for way in ways {
+        let in_channel = way.scheme == Scheme::BatchSettlement;
+        let deposited = in_channel || matches!(way.network.family, Family::Svm(_));
+        let limits = [
+            ("signer.deposit_max", around.deposit_max.filter(|_| deposited)),
+            ("settlement.channel_exposure_max", around.channel_exposure_max.filter(|_| in_channel)),
+        ];
+        for (name, limit) in limits {
+            if let Some(limit) = limit.filter(|limit| way.amount > *limit) {
+                let what = format!("is above {name} ({}), so it could never be paid", around.assets.show(limit));
+                value.reject(Complaint::new(what, "Lower the price, or raise the limit."));
+                return None;
+            }
         }
     }
     Some(())

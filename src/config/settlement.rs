@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::SettlementConfig;
 use super::money::Assets;
+use super::network::Families;
 use super::reader::{Complaint, Map};
 use super::server::or;
 use super::value::show_duration;
+use super::{SettlementConfig, SignerConfig};
 use crate::amount::Amount;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -16,12 +17,28 @@ const MIN_AMOUNT_CENTS: u64 = 10;
 const EXPOSURE_MAX_CENTS: u64 = 10_000;
 const CHANNEL_EXPOSURE_MAX_CENTS: u64 = 1_000;
 
-/// Reads `settlement`. `delay` is `withdraw_delay`, within which everything must be over.
-pub(super) fn read(root: &mut Map<'_, '_>, assets: &Assets, delay: Duration) -> Option<SettlementConfig> {
+/// How many claims one transaction holds at most on EVM networks.
+const CLAIMS_MAX: usize = 100;
+/// The highest multiple of a batch's cost that can be asked for.
+const MIN_WORTH_MAX: u32 = 1000;
+
+/// What the keys are checked against.
+pub(super) struct Around<'a> {
+    pub assets: &'a Assets<'a>,
+    /// `withdraw_delay`, within which everything must be over.
+    pub delay: Duration,
+    /// Where the networks are known.
+    pub families: Option<Families>,
+    /// Where there is one.
+    pub signer: Option<&'a SignerConfig>,
+}
+
+/// Reads `settlement`.
+pub(super) fn read(root: &mut Map<'_, '_>, around: &Around<'_>) -> Option<SettlementConfig> {
     if let Some(value) = root.take("settlement") {
-        return value.map("a mapping of keys", |map| section(map, assets, delay)).flatten();
+        return value.map("a mapping of keys", |map| section(map, around)).flatten();
     }
-    let defaults = Defaults::of(assets, delay);
+    let defaults = Defaults::of(around);
     let (Some(exposure_max), Some(channel_exposure_max)) = (defaults.exposure_max, defaults.channel_exposure_max)
     else {
         let remedy = "The asset is no dollar, so there is no default: write exposure_max and channel_exposure_max.";
@@ -36,6 +53,8 @@ pub(super) fn read(root: &mut Map<'_, '_>, assets: &Assets, delay: Duration) -> 
         channel_exposure_max,
         close_margin: defaults.close_margin,
         batch_channels: defaults.batch_channels,
+        claims_per_batch: defaults.claims_per_batch,
+        min_worth: None,
     })
 }
 
@@ -47,10 +66,15 @@ struct Defaults {
     channel_exposure_max: Option<Amount>,
     close_margin: Duration,
     batch_channels: usize,
+    claims_per_batch: usize,
 }
 
 impl Defaults {
-    fn of(assets: &Assets, delay: Duration) -> Self {
+    fn of(around: &Around<'_>) -> Self {
+        let (assets, delay) = (around.assets, around.delay);
+        // No more full channels than the signer lets one claim name.
+        let covered = around.signer.and_then(|signer| signer.claim_max.get().checked_div(signer.deposit_max.get()));
+        let covered = covered.and_then(|covered| usize::try_from(covered).ok()).unwrap_or(CLAIMS_MAX);
         let quarter = delay.checked_div(4).unwrap_or(SECOND).min(HOUR);
         Self {
             interval: Duration::from_secs(60),
@@ -60,16 +84,28 @@ impl Defaults {
             channel_exposure_max: assets.cents(CHANNEL_EXPOSURE_MAX_CENTS),
             close_margin: quarter,
             batch_channels: 4,
+            claims_per_batch: covered.clamp(1, CLAIMS_MAX),
         }
     }
 }
 
-fn section(map: &mut Map<'_, '_>, assets: &Assets, delay: Duration) -> Option<SettlementConfig> {
-    let defaults = Defaults::of(assets, delay);
+fn section(map: &mut Map<'_, '_>, around: &Around<'_>) -> Option<SettlementConfig> {
+    let &Around { assets, delay, families, .. } = around;
+    let defaults = Defaults::of(around);
+    if families.is_some_and(|families| !families.svm) {
+        map.inert("batch_channels", "without a Solana network", "Write claims_per_batch, which is for EVM networks.");
+    }
+    if families.is_some_and(|families| !families.evm) {
+        map.inert("claims_per_batch", "without an EVM network", "Write batch_channels, which is for Solana.");
+        map.inert("min_worth", "without an EVM network", "Leave it out.");
+    }
     let close_margin = or(map.take("close_margin"), defaults.close_margin, |value| value.duration(SECOND, delay));
     let max_age = or(map.take("max_age"), defaults.max_age, |value| value.duration(SECOND, delay));
     let interval = or(map.take("interval"), defaults.interval, |value| value.duration(SECOND, HOUR));
     let batch_channels = or(map.take("batch_channels"), defaults.batch_channels, |value| value.number(1, 4));
+    let claims_per_batch =
+        or(map.take("claims_per_batch"), defaults.claims_per_batch, |value| value.number(1, CLAIMS_MAX));
+    let min_worth = or(map.take("min_worth"), None, |value| value.number(1, MIN_WORTH_MAX).map(Some));
     let exposure = assets.limit_or(map, "exposure_max", defaults.exposure_max);
     let channel = assets.limit_or(map, "channel_exposure_max", defaults.channel_exposure_max);
     let min_value = map.take("min_amount");
@@ -85,6 +121,8 @@ fn section(map: &mut Map<'_, '_>, assets: &Assets, delay: Duration) -> Option<Se
         channel_exposure_max: channel?,
         close_margin: close_margin?,
         batch_channels: batch_channels?,
+        claims_per_batch: claims_per_batch?,
+        min_worth: min_worth?,
     };
     check_times(map, &settlement, delay);
     if settlement.channel_exposure_max > settlement.exposure_max {

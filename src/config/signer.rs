@@ -1,6 +1,7 @@
 //! The signer: where the key's shares lie, how they are opened, and what they refuse to sign.
 
 use super::money::Assets;
+use super::network::Families;
 use super::reader::{Map, Value};
 use super::{ShareConfig, SignerConfig, secret};
 use crate::amount::Amount;
@@ -9,44 +10,77 @@ use crate::amount::Amount;
 const DEPOSIT_MAX_CENTS: u64 = 100_000;
 const CLAIM_MAX_CENTS: u64 = 1_000_000;
 const SHARES_REMEDY: &str = "Write two or three, each with file and passphrase_file; turnpike keygen makes them.";
+const EVM_SHARES_REMEDY: &str =
+    "Write two or three, each with file and passphrase_file; turnpike keygen --curve secp256k1 makes them.";
 
-/// Reads `signer`, which a network needs and the sandbox has not. `sandbox` is `None` where that is not known.
-pub(super) fn read(root: &mut Map<'_, '_>, assets: &Assets, sandbox: Option<bool>) -> Option<Option<SignerConfig>> {
-    if sandbox == Some(true) {
+/// Reads `signer`, which a network needs and the sandbox has not. `families` is `None` where the networks are not known.
+pub(super) fn read(
+    root: &mut Map<'_, '_>,
+    assets: &Assets<'_>,
+    families: Option<Families>,
+) -> Option<Option<SignerConfig>> {
+    if families.is_some_and(|families| families.sandbox) {
         root.inert("signer", "on the sandbox, which makes a key of its own", "Leave it out.");
         return Some(None);
     }
-    let value = match sandbox {
+    let value = match families {
+        Some(Families { svm: false, .. }) => {
+            root.require("signer", &format!("Write signer: {{evm_shares: [...]}}. {EVM_SHARES_REMEDY}"))
+        }
         Some(_) => root.require("signer", &format!("Write signer: {{shares: [...]}}. {SHARES_REMEDY}")),
         None => root.take("signer"),
     }?;
-    value.map("a mapping with shares", |map| section(map, assets)).flatten().map(Some)
+    value.map("a mapping with shares", |map| section(map, assets, families)).flatten().map(Some)
 }
 
-fn section(map: &mut Map<'_, '_>, assets: &Assets) -> Option<SignerConfig> {
-    let shares = map.require("shares", SHARES_REMEDY).and_then(|value| shares(&value));
+fn section(map: &mut Map<'_, '_>, assets: &Assets<'_>, families: Option<Families>) -> Option<SignerConfig> {
+    let svm = families.map(|families| families.svm);
+    let of_svm = key(map, "shares", svm, "without a Solana network", SHARES_REMEDY);
+    let evm = families.map(|families| families.evm);
+    let of_evm = key(map, "evm_shares", evm, "without an EVM network", EVM_SHARES_REMEDY);
     let deposit_max = assets.limit_or(map, "deposit_max", assets.cents(DEPOSIT_MAX_CENTS));
     let claim_max = assets.limit_or(map, "claim_max", assets.cents(CLAIM_MAX_CENTS));
-    Some(SignerConfig { shares: shares?, deposit_max: deposit_max?, claim_max: claim_max? })
+    Some(SignerConfig { shares: of_svm?, evm_shares: of_evm?, deposit_max: deposit_max?, claim_max: claim_max? })
 }
 
-/// Refuses a limit on claims that full channels would run into: they could be charged and never claimed.
-pub(super) fn check_claim(root: &Map<'_, '_>, assets: &Assets, signer: &SignerConfig, batch_channels: usize) {
-    let channels = u128::try_from(batch_channels).unwrap_or(u128::MAX);
-    let least = Amount::new(signer.deposit_max.get().saturating_mul(channels));
+/// The shares of the key of one curve: needed where networks of its family are there, nothing where none is. Whether a
+/// file is of that curve, the keystore says when it is opened.
+fn key(
+    map: &mut Map<'_, '_>,
+    name: &'static str,
+    needed: Option<bool>,
+    why_not: &str,
+    remedy: &str,
+) -> Option<Vec<ShareConfig>> {
+    let value = match needed {
+        Some(true) => map.require(name, remedy),
+        Some(false) => {
+            map.inert(name, why_not, "Leave it out.");
+            return Some(Vec::new());
+        }
+        None => map.take(name),
+    };
+    shares(&value?, remedy)
+}
+
+/// Refuses a limit on claims that full channels would run into: they could be charged and never claimed. `channels` is
+/// how many one claim names, by the key `by` of `settlement`.
+pub(super) fn check_claim(root: &Map<'_, '_>, assets: &Assets<'_>, signer: &SignerConfig, channels: usize, by: &str) {
+    let count = u128::try_from(channels).unwrap_or(u128::MAX);
+    let least = Amount::new(signer.deposit_max.get().saturating_mul(count));
     if signer.claim_max < least {
         let (max, least) = (assets.show(signer.claim_max), assets.show(least));
-        let what = format!("({max}) is below what {batch_channels} full channels can owe ({least}).");
+        let what = format!("({max}) is below what {channels} full channels can owe ({least}).");
         let line = root.line_of("signer");
-        let remedy = format!("Write at least {least}, or lower signer.deposit_max or settlement.batch_channels.");
+        let remedy = format!("Write at least {least}, or lower signer.deposit_max or settlement.{by}.");
         root.whole.cx.problem(line, "signer.claim_max".to_owned(), what, remedy);
     }
 }
 
-fn shares(value: &Value<'_, '_>) -> Option<Vec<ShareConfig>> {
+fn shares(value: &Value<'_, '_>, remedy: &str) -> Option<Vec<ShareConfig>> {
     let items = value.items("a list of two or three shares")?;
     if !(2..=3).contains(&items.len()) {
-        value.problem(format!("holds {} shares.", items.len()), SHARES_REMEDY);
+        value.problem(format!("holds {} shares.", items.len()), remedy);
     }
     let shares: Vec<_> = items.iter().map(|item| item.map("a mapping with file and passphrase_file", share)).collect();
     let shares = shares.into_iter().map(Option::flatten).collect::<Option<Vec<_>>>()?;

@@ -99,11 +99,9 @@ fn refusals() {
         // Networks.
         ("routes: [{path: /a, price: $1}]".into(), ":1 network: is missing. Write sandbox to try things out"),
         (
-            sandbox.replace("sandbox", "base"),
-            "is an EVM network, and this version can only serve Solana networks. Write solana",
+            sandbox.replace("sandbox", "cosmos:hub"),
+            "is neither a Solana nor an EVM network, and no other can be served",
         ),
-        (sandbox.replace("sandbox", "eip155:8453"), "is an EVM network"),
-        (sandbox.replace("sandbox", "cosmos:hub"), "is not a Solana network"),
         (
             format!("{sandbox}rpc_url: http://a"),
             ":4 rpc_url: does nothing on the sandbox, which has a chain of its own.",
@@ -170,15 +168,20 @@ fn refusals() {
         ),
         (replaced("[{path: /a, price: $1, min_deposit: $0.5}]"), "is below the price."),
         (
-            replaced("[{path: /a, price: $1, scheme: upto, min_deposit: $2}]"),
-            "min_deposit: does nothing with scheme upto",
+            replaced("[{path: /a, price: $1, schemes: upto, min_deposit: $2}]"),
+            "min_deposit: does nothing where nothing is paid by batch-settlement",
         ),
         (
-            replaced("[{path: /a, price: $1, scheme: exact}]"),
-            "\"exact\" is not known here. Write batch-settlement or upto.",
+            replaced("[{path: /a, price: $1, schemes: exact}]"),
+            "\"exact\" is no way to pay a fixed price on solana-devnet. Write batch-settlement, or leave schemes out.",
         ),
         (
-            replaced("[{path: /a, price: $1, scheme: batch-settlement, metering: {header: X}}]"),
+            replaced("[{path: /a, price: $1, schemes: exacd}]"),
+            "\"exacd\" is not known here. Did you mean exact? It may be batch-settlement, exact or upto.",
+        ),
+        (replaced("[{path: /a, price: $1, scheme: upto}]"), "routes[0].scheme: is not a key. Did you mean schemes?"),
+        (
+            replaced("[{path: /a, price: $1, schemes: batch-settlement, metering: {header: X}}]"),
             "cannot be metered on Solana: there a client's voucher is for the whole price, and less cannot be charged.",
         ),
         (replaced("[{path: /a, price: $1, metering: {header: \"a b\"}}]"), "is not a header name."),
