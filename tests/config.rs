@@ -70,6 +70,8 @@ fn example_directory() -> tempfile::TempDir {
         ("shares/share-2.passphrase", "canary-of-the-file\n"),
         ("shares/evm-share-1.json", "{}"),
         ("shares/evm-share-2.json", "{}"),
+        ("shares/evm-share-1.passphrase", "canary-of-the-file\n"),
+        ("shares/evm-share-2.passphrase", "canary-of-the-file\n"),
         ("secrets/gas.key", GAS_KEY),
     ] {
         let path = directory.path().join(file);
@@ -156,7 +158,10 @@ fn the_example_means_what_it_says() {
     assert_eq!(solana.pay_to, Some(PAY_TO.parse().unwrap()));
     assert_eq!(solana.rpc_urls[0].uri(), "https://api.devnet.solana.com");
     let Family::Evm(base) = &config.networks[1].family else { panic!("an EVM network") };
-    assert_eq!((base.chain_id, base.pay_to.to_string().as_str()), (84_532, "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"));
+    assert_eq!(
+        (base.chain_id, base.pay_to.to_string().as_str()),
+        (84_532, "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC")
+    );
     let FacilitatorConfig::Local(local) = &base.facilitator else { panic!("local") };
     assert_eq!(local.gas_key.expose(), GAS_KEY.trim());
     assert_eq!((local.confirmations, local.max_fee_wei), (1, Some(5_000_000_000)));
@@ -243,9 +248,29 @@ fn the_examples_defaults_are_the_defaults() {
     let directory = example_directory();
     let full = parse_in(directory.path(), EXAMPLE).unwrap();
     let defaults = [
-        "asset", "facilitator", "confirmations", "deposit_max", "claim_max", "queue", "replay", "limits", "timeouts",
-        "log", "default", "listen", "admin", "withdraw_delay", "max_timeout", "interval", "min_amount", "max_age",
-        "exposure_max", "channel_exposure_max", "close_margin", "batch_channels", "claims_per_batch",
+        "asset",
+        "facilitator",
+        "confirmations",
+        "deposit_max",
+        "claim_max",
+        "queue",
+        "replay",
+        "limits",
+        "timeouts",
+        "log",
+        "default",
+        "listen",
+        "admin",
+        "withdraw_delay",
+        "max_timeout",
+        "interval",
+        "min_amount",
+        "max_age",
+        "exposure_max",
+        "channel_exposure_max",
+        "close_margin",
+        "batch_channels",
+        "claims_per_batch",
     ];
     // A key's value goes with it: what is indented more deeply. Routes are left as they are.
     let mut dropping = None;
@@ -267,7 +292,7 @@ fn the_examples_defaults_are_the_defaults() {
             text.push('\n');
         }
     }
-    assert!(!text.contains("confirmations") && !text.contains("wait:") && text.contains("min_worth"), "{text}");
+    assert!(!text.contains("confirmations") && !text.contains("gap_wait") && text.contains("min_worth"), "{text}");
     let short = parse_in(directory.path(), &text).unwrap();
     assert_eq!(format!("{:?}", short.networks), format!("{:?}", full.networks));
     assert_eq!(short.settlement, full.settlement);
@@ -322,7 +347,9 @@ fn the_example_names_every_key() {
         format!(
             "{solana}asset: {{{unknown}}}\nsigner: {{shares: [{{{unknown}}}], {unknown}}}\nroutes: [{{{unknown}}}]"
         ),
-        format!("{evm}asset: {{{unknown}}}\nfacilitator: {{{unknown}}}\nsigner: {{{unknown}}}\nsettlement: {{{unknown}}}"),
+        format!(
+            "{evm}asset: {{{unknown}}}\nfacilitator: {{{unknown}}}\nsigner: {{{unknown}}}\nsettlement: {{{unknown}}}"
+        ),
         format!("{evm}{unknown}"),
         format!(
             "networks: [{{network: solana, {unknown}}}, {{network: base, {unknown}}}]\nroutes: [{{path: /, price: $1, metering: {{{unknown}}}}}]"

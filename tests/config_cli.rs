@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use turnpike::cli::{check, init};
-use turnpike::config::Config;
+use turnpike::config::{Config, Family};
 
+const EVM_PAY_TO: &str = "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC";
 const PAY_TO: &str = "7EcDhSYGxXyscszYEp35KHN8vvw3svAuLKTzXwCFLtV";
 
 fn env(_: &str) -> Option<String> {
@@ -123,6 +124,7 @@ fn init_takes_flags_for_a_cluster() {
         network: Some("solana-devnet".into()),
         pay_to: Some(PAY_TO.into()),
         rpc_url: Some("https://api.devnet.solana.com".into()),
+        facilitator: None,
         routes: vec!["POST,PUT /v1/search=$0.02".into(), "/v1/x=y/*=1000 USDC-atomic".into(), "/health=free".into()],
         force: false,
     };
@@ -131,16 +133,90 @@ fn init_takes_flags_for_a_cluster() {
     assert!(told.contains("turnpike keygen"), "{told}");
     // Its shares are still to be made, and nothing else is wrong.
     assert_eq!(run_check(&path, false).0, check::EXIT_PROBLEMS);
-    fs::create_dir(directory.path().join("shares")).unwrap();
-    for name in ["share-1.json", "share-2.json", "share-1.passphrase", "share-2.passphrase"] {
-        fs::write(directory.path().join("shares").join(name), "x").unwrap();
-    }
+    make_shares(&directory, "");
     let (status, told) = run_check(&path, false);
     assert_eq!(status, check::EXIT_FINE, "{told}");
     let (config, _) = Config::load(&path, &env).unwrap();
     assert_eq!(config.routes[0].methods, ["POST", "PUT"]);
     assert_eq!(&*config.routes[1].path, "/v1/x=y/*");
-    assert_eq!(config.networks[0].pay_to, Some(PAY_TO.parse().unwrap()));
+    let Family::Svm(solana) = &config.networks[0].family else { panic!("a Solana network") };
+    assert_eq!(solana.pay_to, Some(PAY_TO.parse().unwrap()));
+}
+
+/// The files that `turnpike keygen --out shares --generate-passphrases passphrases` makes, by their names.
+fn make_shares(directory: &tempfile::TempDir, prefix: &str) {
+    for folder in ["shares", "passphrases"] {
+        fs::create_dir_all(directory.path().join(folder)).unwrap();
+    }
+    for number in [1, 2] {
+        fs::write(directory.path().join(format!("shares/{prefix}share-{number}.json")), "x").unwrap();
+        fs::write(directory.path().join(format!("passphrases/{prefix}passphrase-{number}.txt")), "x").unwrap();
+    }
+}
+
+#[test]
+fn init_writes_a_file_for_an_evm_network() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("turnpike.yaml");
+    let args = init::Args {
+        file: path.clone(),
+        network: Some("base".into()),
+        pay_to: Some(EVM_PAY_TO.into()),
+        rpc_url: Some("https://mainnet.base.org".into()),
+        ..init::Args::default()
+    };
+    let (status, told) = run_init(args.clone(), None);
+    assert_eq!(status, 0, "{told}");
+    assert!(told.contains("into secrets/gas.key"), "{told}");
+    assert!(told.contains("turnpike keygen --curve secp256k1 --out shares"), "{told}");
+    make_shares(&directory, "evm-");
+    let (status, told) = run_check(&path, false);
+    assert!(status == check::EXIT_PROBLEMS && told.trim_end().ends_with("\n1 problem."), "{told}");
+    fs::create_dir(directory.path().join("secrets")).unwrap();
+    fs::write(directory.path().join("secrets/gas.key"), "7".repeat(64)).unwrap();
+    let (status, told) = run_check(&path, false);
+    assert_eq!(status, check::EXIT_FINE, "{told}");
+    let sentence =
+        format!("Paid in USDC on base eip155:8453, to {EVM_PAY_TO}, sent from here by https://mainnet.base.org.");
+    assert!(told.contains(&sentence), "{told}");
+    let elsewhere = init::Args {
+        facilitator: Some("https://x402.example.com".into()),
+        rpc_url: None,
+        network: Some("eip155:84532".into()),
+        force: true,
+        ..args
+    };
+    let (status, told) = run_init(elsewhere, None);
+    assert!(status == 0 && !told.contains("gas.key"), "{told}");
+    let (status, told) = run_check(&path, false);
+    assert_eq!(status, check::EXIT_FINE, "{told}");
+    assert!(told.contains("on base-sepolia eip155:84532"), "{told}");
+    assert!(told.contains("sent by the facilitator at https://x402.example.com."), "{told}");
+    let (_, told) = run_check(&path, true);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["networks"][0]["facilitator"][0], "https://x402.example.com");
+    assert_eq!(told["networks"][0]["payTo"], EVM_PAY_TO);
+    assert_eq!(told["routes"][0]["schemes"][0], "batch-settlement");
+}
+
+#[test]
+fn init_asks_who_sends_transactions_on_an_evm_network() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("turnpike.yaml");
+    let args = init::Args {
+        file: path.clone(),
+        upstream: Some("http://127.0.0.1:4000".into()),
+        routes: vec!["/v1/*=$0.5".into()],
+        ..init::Args::default()
+    };
+    let (status, told) = run_init(args.clone(), Some(&format!("base-sepolia\n{EVM_PAY_TO}\n\n\n")));
+    assert!(status == 0 && told.contains("(local for this process, or a facilitator's URL) [local]"), "{told}");
+    assert!(told.contains("[https://sepolia.base.org]"), "{told}");
+    let answers = format!("base-sepolia\n{EVM_PAY_TO}\nhttps://x402.example.com\n");
+    let (status, told) = run_init(init::Args { force: true, ..args }, Some(&answers));
+    assert!(status == 0 && !told.contains("JSON-RPC"), "{told}");
+    let written = fs::read_to_string(&path).unwrap();
+    assert!(written.contains("facilitator: \"https://x402.example.com\"") && !written.contains("gas_key"), "{written}");
 }
 
 #[test]
@@ -172,7 +248,15 @@ fn init_writes_nothing_that_would_not_pass() {
     for (args, want) in [
         (init::Args { upstream: Some("localhost".into()), ..args.clone() }, "names no scheme"),
         (init::Args { network: Some("solana".into()), ..args.clone() }, "pay_to: is missing."),
-        (init::Args { network: Some("base".into()), ..args.clone() }, "is an EVM network"),
+        (init::Args { network: Some("base".into()), ..args.clone() }, "pay_to: is missing."),
+        (
+            init::Args { network: Some("base".into()), pay_to: Some(EVM_PAY_TO.into()), ..args.clone() },
+            "rpc_url: is missing.",
+        ),
+        (
+            init::Args { facilitator: Some("https://x402.example.com".into()), ..args.clone() },
+            "names a facilitator elsewhere, which can only serve EVM networks",
+        ),
         (init::Args { routes: vec!["/v1".into()], ..args.clone() }, "names no price"),
         (init::Args { routes: vec!["/v1=0.1".into()], ..args.clone() }, "names no currency"),
         (init::Args { upstream: Some("http://a\"\nroutes: []\n#".into()), ..args.clone() }, "upstream: "),

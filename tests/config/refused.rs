@@ -98,7 +98,10 @@ fn refusals() {
         (format!("{sandbox}memo: {}", "x".repeat(257)), "is longer than 256 bytes."),
         // Networks.
         ("routes: [{path: /a, price: $1}]".into(), ":1 network: is missing. Write sandbox to try things out"),
-        (sandbox.replace("sandbox", "cosmos:hub"), "is neither a Solana nor an EVM network, and no other can be served"),
+        (
+            sandbox.replace("sandbox", "cosmos:hub"),
+            "is neither a Solana nor an EVM network, and no other can be served",
+        ),
         (
             format!("{sandbox}rpc_url: http://a"),
             ":4 rpc_url: does nothing on the sandbox, which has a chain of its own.",

@@ -204,13 +204,15 @@ fn asset(map: &mut Map<'_, '_>, network: &Network) -> Option<Token> {
         })
     });
     let known = address.and_then(|address| assets::by_address(network, address));
-    let symbol = part(map, "symbol", known.map(|known| known.symbol.to_owned()), "such as USDC", symbol);
-    let decimals =
-        part(map, "decimals", known.map(|known| known.decimals), "such as 6", |value| value.number(0, DECIMALS_MAX));
+    let unknown = address.is_some() && known.is_none();
+    let symbol = part(map, "symbol", unknown, known.map(|known| known.symbol.to_owned()), "such as USDC", symbol);
+    let decimals = part(map, "decimals", unknown, known.map(|known| known.decimals), "such as 6", |value| {
+        value.number(0, DECIMALS_MAX)
+    });
     let domain = "of its EIP-712 domain; the 402 names it, whatever the transfer method";
     let text = |value: &Value<'_, '_>| value.line(DOMAIN_BYTES_MAX);
-    let name = part(map, "name", known.map(|known| known.name.to_owned()), domain, text);
-    let version = part(map, "version", known.map(|known| known.version.to_owned()), domain, text);
+    let name = part(map, "name", unknown, known.map(|known| known.name.to_owned()), domain, text);
+    let version = part(map, "version", unknown, known.map(|known| known.version.to_owned()), domain, text);
     let default = known.map_or(TransferMethod::Eip3009, |known| known.transfer_method);
     let transfer_method = or(map.take("transfer_method"), default, |value| {
         let choices = [TransferMethod::Eip3009, TransferMethod::Permit2].map(|method| (method.as_str(), method));
@@ -237,17 +239,20 @@ fn asset(map: &mut Map<'_, '_>, network: &Network) -> Option<Token> {
     })
 }
 
-/// What a token has one of: for a known token it may be left out, and must not differ; for others it has to be written.
+/// What a token has one of: for a known token it may be left out, and must not differ; for an unknown one it has to be
+/// written. A token whose address could not be read is neither.
 fn part<T: PartialEq + std::fmt::Display>(
     map: &mut Map<'_, '_>,
     key: &'static str,
+    unknown: bool,
     known: Option<T>,
     hint: &str,
     read: impl FnOnce(&Value<'_, '_>) -> Option<T>,
 ) -> Option<T> {
-    let value = match known {
-        Some(_) => map.take(key),
-        None => map.require(key, &format!("This token is not known: write its {key}, {hint}.")),
+    let value = if unknown {
+        map.require(key, &format!("This token is not known: write its {key}, {hint}."))
+    } else {
+        map.take(key)
     };
     let Some(value) = value else { return known.filter(|_| !map.has(key)) };
     let written = read(&value)?;
