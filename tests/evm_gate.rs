@@ -1,5 +1,5 @@
-//! The reference clients (npm's `@x402/fetch` with `@x402/evm`, and `x402-fetch` of protocol version 1) pay a gate on the
-//! tests' chain, once through our own facilitator and once through the reference one, until the balances tie out.
+//! The reference clients (npm's `@x402/fetch` with `@x402/evm`, and `x402-fetch` of protocol version 1) pay a gate on
+//! the tests' chain, once through our own facilitator and once through the reference one, until the balances tie out.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
