@@ -1,6 +1,6 @@
 //! JSON-RPC calls over several endpoints: order, time-outs, retries, limits, and what an error answer means.
 //!
-//! Shared by the adapters of both families of chains, each of which brings its own reading of error codes ([`Verdict`]).
+//! Shared by the adapters of both families of chains, each of which brings its own reading of error codes.
 //! Every call made through here may be repeated: reads change nothing, and sending the same signed bytes again is the
 //! same transaction to a chain. A call ends with the first usable answer, or when its time or its rounds are used up.
 

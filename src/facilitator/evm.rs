@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
-use self::jobs::{Job, Jobs, Taken};
+use self::jobs::{Job, Jobs, Slot, Taken, Turn};
 use self::wire::refused;
 use super::interface::{InterfaceError, Kind, Payment, Settled, Supported, Verified, X402Facilitator};
 use crate::chain::evm::revert::Revert;
@@ -45,6 +45,7 @@ use crate::x402::{Network, Reason};
 
 /// How often a transaction is made anew because something else used its nonce.
 const TRIES_MAX: u32 = 3;
+const NONCES_USED_UP: &str = "something else keeps using the gas account's nonces: is its key in use elsewhere?";
 /// Gas of one claim, on the safe side: 100 of them took 25,722 each on the tests' contract, whose channels share a receiver.
 const CLAIM_GAS: u64 = 100_000;
 /// Gas of a transaction with claims, beside them.
@@ -271,9 +272,13 @@ impl Inner {
         signed: Signed,
         signature: &[u8],
     ) -> Result<bool, InterfaceError> {
-        match self.chain.code_bytes(account).await.map_err(|error| unread(&error))? {
-            0 => Ok(signed == Signed::ByKey),
-            _ => self.chain.signed_by_contract(account, digest, signature).await.map_err(|error| unread(&error)),
+        if self.chain.code_bytes(account).await.map_err(|error| unread(&error))? == 0 {
+            return Ok(signed == Signed::ByKey);
+        }
+        match self.chain.signed_by_contract(account, digest, signature).await {
+            // It used up all the gas of the call that it was asked in.
+            Err(EvmError::Reverted(_)) => Ok(false),
+            answer => answer.map_err(|error| unread(&error)),
         }
     }
 
@@ -299,41 +304,60 @@ impl Inner {
         Ok(gas)
     }
 
-    /// Sends an order's transaction, unless it was sent already, and waits for it.
-    async fn carry(&self, order: &Order) -> Result<Receipt, InterfaceError> {
-        let slot = self.jobs.slot(order.job, order.hash(), self.clock.now()).map_err(taken)?;
-        // Two that ask at once: the second waits here until the first has sent.
-        let mut slot = slot.lock_owned().await;
+    /// The order's turn: two that ask at once come here one after the other.
+    async fn turn(&self, order: &Order) -> Result<Turn, InterfaceError> {
+        loop {
+            let slot = self.jobs.slot(order.job, order.hash(), self.clock.now()).map_err(taken)?;
+            let turn = slot.lock_owned().await;
+            if self.jobs.is_current(&order.job, &turn) {
+                return Ok(turn);
+            }
+        }
+    }
+
+    /// The order's transaction: the one that was sent already, or else a new one.
+    async fn submission(&self, order: &Order) -> Result<(Slot, Submission), InterfaceError> {
+        let mut turn = self.turn(order).await?;
+        let mut sent = turn.clone();
         for _ in 0..TRIES_MAX {
-            let submission = match &*slot {
-                Some(submission) => submission.clone(),
-                None => match self.send(order).await {
-                    Ok(Some(submission)) => slot.insert(submission).clone(),
-                    Ok(None) => continue,
+            if sent.is_none() {
+                sent = match self.send(order).await {
+                    Ok(sent) => sent,
                     Err(error) => {
-                        self.jobs.forget(&order.job, slot);
+                        self.jobs.forget(&order.job, turn);
                         return Err(error);
                     }
-                },
-            };
-            let fate = {
-                let waited = tokio::sync::OwnedMutexGuard::mutex(&slot).clone();
-                drop(slot);
-                let fate = self.sender.wait(&submission, self.options.confirm_timeout).await;
-                slot = waited.lock_owned().await;
-                fate
-            };
+                };
+            }
+        }
+        match sent {
+            Some(submission) => {
+                *turn = Some(submission.clone());
+                Ok((Arc::clone(Turn::mutex(&turn)), submission))
+            }
+            None => {
+                self.jobs.forget(&order.job, turn);
+                Err(InterfaceError::Unavailable(NONCES_USED_UP.into()))
+            }
+        }
+    }
+
+    /// Sends an order's transaction, unless it was sent already, and waits for it.
+    async fn carry(&self, order: &Order) -> Result<Receipt, InterfaceError> {
+        for _ in 0..TRIES_MAX {
+            let (slot, submission) = self.submission(order).await?;
+            let fate = self.sender.wait(&submission, self.options.confirm_timeout).await;
             match fate {
                 Fate::Confirmed(receipt) => {
                     match order.job {
                         // There may be more to pay out the next time.
-                        Job::Payout { .. } => self.jobs.forget(&order.job, slot),
+                        Job::Payout { .. } => self.give_up(order, slot, &submission).await,
                         _ => self.jobs.done(&order.job),
                     }
                     return Ok(receipt);
                 }
                 Fate::Reverted(receipt) => {
-                    self.jobs.forget(&order.job, slot);
+                    self.give_up(order, slot, &submission).await;
                     let why = self.why(&order.call).await;
                     let detail = format!("transaction {} reverted{why}", receipt.transaction);
                     return Err(refused(order.codes.transaction, detail));
@@ -343,22 +367,17 @@ impl Inner {
                     let detail = format!("it was not confirmed within {seconds} s");
                     return Err(InterfaceError::Unknown { transaction: Some(transaction.to_string()), detail });
                 }
-                // Another task may have found out as well, and sent another one.
-                Fate::Superseded => {
-                    let same = slot.as_ref().is_some_and(|other| other.hash() == submission.hash());
-                    if same {
-                        *slot = None;
-                    }
-                }
+                Fate::Superseded => self.give_up(order, slot, &submission).await,
             }
         }
-        let detail = "something else keeps using the gas account's nonces".to_owned();
-        match slot.as_ref().map(Submission::hash) {
-            None => {
-                self.jobs.forget(&order.job, slot);
-                Err(InterfaceError::Unavailable(detail))
-            }
-            Some(hash) => Err(InterfaceError::Unknown { transaction: Some(hash.to_string()), detail }),
+        Err(InterfaceError::Unavailable(NONCES_USED_UP.into()))
+    }
+
+    /// Forgets what became of an order, unless somebody who waited for the same has done so, and perhaps sent another.
+    async fn give_up(&self, order: &Order, slot: Slot, submission: &Submission) {
+        let turn = slot.lock_owned().await;
+        if turn.as_ref().is_some_and(|sent| sent.is(submission)) {
+            self.jobs.forget(&order.job, turn);
         }
     }
 

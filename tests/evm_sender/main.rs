@@ -67,11 +67,11 @@ enum Last {
 /// Prepares, sends and waits as a caller would, in any order and with any pauses.
 async fn one(sender: Sender, world: Arc<World>, mut rng: Rng, data: Vec<u8>) -> Done {
     let mut last = Last::NotSent;
-    for _ in 0..8 {
+    for _ in 0..3 {
         rng.pause(20_000).await;
         let Ok(prepared) = sender.prepare(call(&*data), GAS).await else { continue };
         rng.pause(3_000).await;
-        if rng.one_in(6) {
+        if rng.one_in(4) {
             continue;
         }
         let hash = prepared.signed().hash();
@@ -244,6 +244,24 @@ fn a_transaction_that_all_nodes_forgot_is_sent_again() {
         let blocks = tokio::spawn(Arc::clone(&world).make_blocks());
         assert!(matches!(sender.wait(&submission, LONG).await, Fate::Confirmed(_)));
         blocks.abort();
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_is_looked_after_all_the_same() {
+    run(async {
+        let (world, sender) = quiet();
+        let keeper = sender.keep_looking_after();
+        send(&sender, b"x").await;
+        world.forget_all();
+        world.set_base_fee(1 << 40);
+        let blocks = tokio::spawn(Arc::clone(&world).make_blocks());
+        while world.runs(b"x") == 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        blocks.abort();
+        drop(sender);
+        keeper.await.unwrap();
     });
 }
 

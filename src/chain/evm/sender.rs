@@ -166,6 +166,12 @@ impl Submission {
         self.0.versions.lock().last().map_or(B256::ZERO, Signed::hash)
     }
 
+    /// Whether this is the very same, and not another transaction for the same purpose.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     fn latest(&self) -> Option<Signed> {
         self.0.versions.lock().last().cloned()
     }

@@ -46,7 +46,9 @@ pub(super) enum Taken {
 }
 
 /// What was sent for a job; nothing yet where it is `None`.
-type Slot = Arc<tokio::sync::Mutex<Option<Submission>>>;
+pub(super) type Slot = Arc<tokio::sync::Mutex<Option<Submission>>>;
+/// A slot that is locked.
+pub(super) type Turn = OwnedMutexGuard<Option<Submission>>;
 
 struct Entry {
     call: B256,
@@ -114,13 +116,16 @@ impl Jobs {
         }
     }
 
-    /// Nothing is on chain for this job and nothing will be, or it may be done again: the next to ask starts anew. The
-    /// slot is still locked, so nobody has started meanwhile.
-    pub(super) fn forget(&self, job: &Job, mut slot: OwnedMutexGuard<Option<Submission>>) {
-        let mut entries = self.0.lock();
+    /// Whether this is still the job's slot, and not one that was forgotten while its lock was waited for.
+    pub(super) fn is_current(&self, job: &Job, slot: &Turn) -> bool {
+        self.0.lock().by_job.get(job).is_some_and(|entry| Arc::ptr_eq(&entry.slot, Turn::mutex(slot)))
+    }
+
+    /// Nothing is on chain for this job and nothing will be, or it may be done again: the next to ask starts anew.
+    pub(super) fn forget(&self, job: &Job, mut slot: Turn) {
         *slot = None;
-        let same = |entry: &Entry| Arc::ptr_eq(&entry.slot, OwnedMutexGuard::mutex(&slot));
-        if entries.by_job.get(job).is_some_and(same) {
+        let mut entries = self.0.lock();
+        if entries.by_job.get(job).is_some_and(|entry| Arc::ptr_eq(&entry.slot, Turn::mutex(&slot))) {
             entries.by_job.remove(job);
         }
     }
@@ -142,8 +147,11 @@ mod tests {
         assert_eq!(jobs.knows(&JOB, &CALL, NOW), Ok(true));
         assert_eq!(jobs.knows(&JOB, &B256([3; 32]), NOW), Err(Taken::ByAnother));
         assert_eq!(jobs.slot(JOB, B256([3; 32]), NOW).unwrap_err(), Taken::ByAnother);
-        let guard = first.try_lock_owned().unwrap();
-        jobs.forget(&JOB, guard);
+        let second = jobs.slot(JOB, CALL, NOW).unwrap();
+        let turn = first.try_lock_owned().unwrap();
+        assert!(jobs.is_current(&JOB, &turn));
+        jobs.forget(&JOB, turn);
+        assert!(!jobs.is_current(&JOB, &second.try_lock_owned().unwrap()), "whoever waited for it has to ask again");
         assert_eq!(jobs.knows(&JOB, &CALL, NOW), Ok(false));
         assert!(jobs.slot(JOB, B256([3; 32]), NOW).is_ok());
     }

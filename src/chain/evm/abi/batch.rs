@@ -147,7 +147,7 @@ pub fn together(calls: Vec<Call>) -> Call {
     call_of(BATCH_SETTLEMENT, &contract::multicallCall { data })
 }
 
-/// The three calls that read a channel, in the order that [`channel`] takes their answers in.
+/// The three calls that read a channel, in the order that their answers are read in.
 #[must_use]
 pub fn read_channel(id: &B256) -> [Call; 3] {
     let id = word(id);
