@@ -126,8 +126,11 @@ struct State {
     hold: Option<Wait>,
     last_sweep: UnixMillis,
     sweeping: bool,
-    /// Tokens of which something may be claimed and not paid out.
-    owed: HashMap<Address, bool>,
+    /// Whether no round was made yet.
+    fresh: bool,
+    /// What was claimed of each token when it was last paid out; what is claimed beyond that is owed. Nothing is known of
+    /// a token before its first payout, as a crash may have come between a claim and it.
+    paid_out: HashMap<Address, Amount>,
     /// How often an open claim was asked for without an answer.
     unanswered: HashMap<u64, u32>,
     last_success: Option<UnixMillis>,
@@ -177,8 +180,8 @@ impl EvmSettlement {
             hold: None,
             last_sweep: parts.clock.now(),
             sweeping: false,
-            // A crash may have come between a claim and its payout.
-            owed: options.sellers.iter().map(|seller| (seller.token, true)).collect(),
+            fresh: true,
+            paid_out: HashMap::new(),
             unanswered: HashMap::new(),
             last_success: None,
             confirmed: 0,

@@ -232,8 +232,6 @@ impl EvmSettlement {
             for (channel, _) in &batch.lines {
                 state.waits.remove(channel);
             }
-            let owes = batch.kind == EvmBatchKind::Claim;
-            state.owed.insert(batch.token, owes);
             state.hold = None;
             state.last_success = Some(self.parts.clock.now());
             state.confirmed = state.confirmed.saturating_add(1);
@@ -280,16 +278,17 @@ impl EvmSettlement {
         sellers.find(|seller| seller.network == batch.network && seller.token == batch.token).cloned()
     }
 
-    /// Pays out what is claimed and not paid out.
+    /// Pays out what is claimed and not paid out: by our claims, and by refunds, which claim too.
     pub(super) async fn pay_out(&self, report: &mut EvmReport) {
         for seller in &self.options.sellers {
-            let owed = self.state.lock().owed.get(&seller.token).copied().unwrap_or(true);
-            if !owed || self.stopping() || self.is_held() {
+            let claimed = self.claimed(seller);
+            let paid_out = self.state.lock().paid_out.get(&seller.token).copied();
+            if paid_out.is_some_and(|paid_out| paid_out >= claimed) || self.stopping() || self.is_held() {
                 continue;
             }
             match self.parts.channels.unsettled(seller).await {
                 Ok(Some(amount)) if amount.is_zero() => {
-                    self.state.lock().owed.insert(seller.token, false);
+                    self.state.lock().paid_out.insert(seller.token, claimed);
                     continue;
                 }
                 // Nobody can tell, and nothing was claimed since this process started: a payout of nothing costs
@@ -312,10 +311,27 @@ impl EvmSettlement {
                 created_at: self.parts.clock.now(),
             };
             match self.parts.ledger.journal_batch(batch.clone()).await {
-                Ok(()) => report.batches.push(self.send_settle(batch).await),
+                Ok(()) => {
+                    let done = self.send_settle(batch).await;
+                    if matches!(done.outcome, Outcome::Confirmed { .. }) {
+                        self.state.lock().paid_out.insert(seller.token, claimed);
+                    }
+                    report.batches.push(done);
+                }
                 Err(error) => self.hold(&error.to_string()),
             }
         }
+    }
+
+    /// All that was ever claimed of a seller's channels, as far as the ledger knows.
+    fn claimed(&self, seller: &EvmSeller) -> Amount {
+        let mut claimed = Amount::ZERO;
+        self.parts.ledger.for_each(&mut |record| {
+            if record.terms.seller.token == seller.token && record.terms.seller.network == seller.network {
+                claimed = claimed.saturating_add(record.on_chain.claimed);
+            }
+        });
+        claimed
     }
 
     async fn send_settle(&self, mut batch: EvmBatch) -> EvmBatchReport {

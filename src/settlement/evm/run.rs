@@ -5,7 +5,7 @@
 
 use tokio::time::sleep;
 
-use super::super::Trigger;
+use super::super::{Outcome, Trigger};
 use super::plan::{self, EvmDue, EvmMoment};
 use super::report::EvmReport;
 use super::{EvmFilter, EvmSettlement, Wait};
@@ -37,7 +37,7 @@ impl EvmSettlement {
     /// One round, by whoever holds the turn.
     pub(super) async fn round(&self, trigger: Trigger, filter: &EvmFilter) -> EvmReport {
         let mut report = EvmReport { rounds: 1, ..EvmReport::default() };
-        self.begin_sweep();
+        let swept = self.begin_sweep();
         for batch in self.open_batches() {
             let done = self.follow(batch).await;
             report.batches.push(done);
@@ -46,7 +46,10 @@ impl EvmSettlement {
         if self.open_batches().is_empty() && !self.is_held() {
             self.claim(trigger, filter, &mut report).await;
         }
-        if self.open_batches().is_empty() && !self.is_held() {
+        // Every channel is looked at for it, so not at every tick.
+        let claimed = report.batches.iter().any(|batch| matches!(batch.outcome, Outcome::Confirmed { .. }));
+        let look = swept || claimed || trigger == Trigger::Demand;
+        if look && self.open_batches().is_empty() && !self.is_held() {
             self.pay_out(&mut report).await;
         }
         let now = self.parts.clock.now();
@@ -58,13 +61,16 @@ impl EvmSettlement {
         report
     }
 
-    fn begin_sweep(&self) {
+    /// Whether a sweep begins with this round, or the first round of this process.
+    fn begin_sweep(&self) -> bool {
         let now = self.parts.clock.now();
         let mut state = self.state.lock();
-        if now.since(state.last_sweep) >= self.options.interval {
+        let due = now.since(state.last_sweep) >= self.options.interval;
+        if due {
             state.last_sweep = now;
             state.sweeping = true;
         }
+        due || std::mem::take(&mut state.fresh)
     }
 
     pub(super) fn open_batches(&self) -> Vec<EvmBatch> {
@@ -84,7 +90,7 @@ impl EvmSettlement {
             match self.is_worth_it(&batch).await {
                 Some(true) => {
                     let done = self.carry(batch).await;
-                    let unknown = matches!(done.outcome, super::super::Outcome::Unknown { .. });
+                    let unknown = matches!(done.outcome, Outcome::Unknown { .. });
                     report.batches.push(done);
                     if unknown {
                         break;
