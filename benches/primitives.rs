@@ -12,16 +12,18 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion};
 use doubles::{Client, House, PRICE, fixed, header, seller};
 use http::{HeaderMap, Method, StatusCode};
+use turnpike::gate::challenge::Demand;
 use turnpike::gate::route::Route;
-use turnpike::gate::{Admission, AdmitRequest, Finished, Outcome, reply};
+use turnpike::gate::{Admission, AdmitRequest, Finished, Outcome, PaymentHeader, reply};
 use turnpike::scheme::batch_settlement_svm as scheme;
 use turnpike::x402::header::decode;
-use turnpike::x402::wire::{BatchPayload, PaymentPayload, PaymentRequired};
+use turnpike::x402::wire::{BatchPayload, PaymentPayload};
 
 const URL: &str = "https://api.example.com/quote";
 
 fn request<'a>(route: &'a Arc<Route>, payment_header: Option<&'a [u8]>) -> AdmitRequest<'a> {
     let (method, host) = (&Method::GET, Some("api.example.com"));
+    let payment_header = payment_header.map(PaymentHeader::V2);
     AdmitRequest { route, method, host, target: "/quote", url: URL, payment_header }
 }
 
@@ -32,14 +34,14 @@ fn main() {
     let client = Client::new(7);
     house.facilitator.open(&client.terms, u64::MAX);
     let route = fixed();
-    let challenge = || -> Box<PaymentRequired> {
+    let challenge = || -> Box<Demand> {
         let request = request(&route, None);
         match runtime.block_on(house.gate.admit(request)) {
-            Outcome::Challenge(required) => required,
+            Outcome::Challenge(demand) => demand,
             _ => panic!("an unpaid request is challenged"),
         }
     };
-    let offer = challenge().accepts.remove(0);
+    let offer = challenge().v2.accepts.remove(0);
     let payment = |number: u64| header(&offer, &client.pays(number * PRICE));
     let admit = |payment: &[u8]| -> Box<Admission> {
         let request = request(&route, Some(payment));

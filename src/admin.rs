@@ -25,7 +25,9 @@ use serde_json::{Value, json};
 
 use crate::amount::Amount;
 use crate::ledger::Ledger;
-use crate::ledger::store::{BatchRecord, ChannelRecord};
+use crate::ledger::channel::evm::EvmBatch;
+use crate::ledger::channel::{ChannelTerms, Evm, Family};
+use crate::ledger::store::{BatchRecord, ChannelRecord, RecordOf, StoreError};
 use crate::telemetry::Telemetry;
 
 /// The most rows of one answer.
@@ -53,6 +55,8 @@ pub struct Admin {
     pub telemetry: Arc<Telemetry>,
     /// All balances.
     pub ledger: Arc<Ledger>,
+    /// All balances on EVM networks, where there are any.
+    pub evm: Option<Arc<Ledger<Evm>>>,
     /// Asks every part how it is.
     pub parts: Box<dyn Fn() -> Vec<Part> + Send + Sync>,
     /// Brings the gauges up to date before they are read.
@@ -138,29 +142,48 @@ impl Rows {
 }
 
 async fn channels(State(admin): State<Arc<Admin>>, Query(rows): Query<Rows>) -> Json<Value> {
-    let mut all: Vec<(Amount, ChannelRecord)> = Vec::new();
     let limit = rows.limit();
+    let (mut total, mut all) = largest(&admin.ledger, limit, channel);
+    if let Some(evm) = &admin.evm {
+        let (more, rows) = largest(evm, limit, evm_channel);
+        total = total.saturating_add(more);
+        all.extend(rows);
+        all.sort_by_key(|(exposure, _)| std::cmp::Reverse(*exposure));
+        all.truncate(limit);
+    }
+    let exposure = admin.ledger.exposure();
+    Json(json!({
+        "total": total,
+        "exposure": exposure.total,
+        "channels": all.into_iter().map(|(_, row)| row).collect::<Vec<_>>(),
+    }))
+}
+
+/// How many channels a ledger has, and those with the largest exposure.
+fn largest<F: Family>(
+    ledger: &Ledger<F>,
+    limit: usize,
+    show: impl Fn(&RecordOf<F>, Amount) -> Value,
+) -> (usize, Vec<(Amount, Value)>) {
+    let mut all: Vec<(Amount, RecordOf<F>)> = Vec::new();
     let mut total: usize = 0;
-    admin.ledger.for_each(&mut |record| {
+    ledger.for_each(&mut |record| {
         total = total.saturating_add(1);
-        let exposure = record.charged.saturating_sub(record.on_chain.claimed);
-        all.push((exposure, record.clone()));
+        all.push((record.exposure(), record.clone()));
         // Keeps memory bounded with a million channels: now and then only the largest stay.
         if all.len() > ROWS_MAX.saturating_mul(2) {
             shorten(&mut all, ROWS_MAX);
         }
     });
     shorten(&mut all, limit);
-    let exposure = admin.ledger.exposure();
-    Json(json!({
-        "total": total,
-        "exposure": exposure.total,
-        "channels": all.iter().map(|(exposure, record)| channel(record, *exposure)).collect::<Vec<_>>(),
-    }))
+    (total, all.iter().map(|(exposure, record)| (*exposure, show(record, *exposure))).collect())
 }
 
-fn shorten(all: &mut Vec<(Amount, ChannelRecord)>, limit: usize) {
-    all.sort_by(|(left, a), (right, b)| right.cmp(left).then_with(|| a.terms.id.cmp(&b.terms.id)));
+fn shorten<T: ChannelTerms, O, S>(all: &mut Vec<(Amount, ChannelRecord<T, O, S>)>, limit: usize)
+where
+    T::Id: Ord,
+{
+    all.sort_by(|(left, a), (right, b)| right.cmp(left).then_with(|| a.terms.id().cmp(&b.terms.id())));
     all.truncate(limit);
 }
 
@@ -181,11 +204,45 @@ fn channel(record: &ChannelRecord, exposure: Amount) -> Value {
     })
 }
 
+fn evm_channel(record: &RecordOf<Evm>, exposure: Amount) -> Value {
+    let status = match (record.on_chain.is_withdrawing(), record.closed) {
+        (true, _) => "withdrawing",
+        (false, true) => "refunding",
+        (false, false) => "open",
+    };
+    json!({
+        "channel": record.terms.id,
+        "network": record.terms.seller.network,
+        "asset": &*record.terms.seller.asset.address,
+        "payer": record.terms.payer,
+        "deposit": record.on_chain.balance,
+        "charged": record.charged,
+        "claimed": record.on_chain.claimed,
+        "exposure": exposure,
+        "closingSince": record.on_chain.withdraw_since,
+        "status": status,
+        "lastUsed": record.last_used.seconds(),
+    })
+}
+
 async fn batches(State(admin): State<Arc<Admin>>, Query(rows): Query<Rows>) -> Response {
-    match admin.ledger.batches(rows.limit()).await {
-        Ok(batches) => Json(json!({ "batches": batches.iter().map(batch).collect::<Vec<_>>() })).into_response(),
+    match newest(&admin, rows.limit()).await {
+        Ok(batches) => Json(json!({ "batches": batches })).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// The newest batches of all ledgers, newest first. Each ledger counts its own.
+async fn newest(admin: &Admin, limit: usize) -> Result<Vec<Value>, StoreError> {
+    let svm = admin.ledger.batches(limit).await?;
+    let mut all: Vec<_> = svm.iter().map(|record| (record.created_at, batch(record))).collect();
+    if let Some(evm) = &admin.evm {
+        let evm = evm.batches(limit).await?;
+        all.extend(evm.iter().map(|record| (record.created_at, evm_batch(record))));
+        all.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        all.truncate(limit);
+    }
+    Ok(all.into_iter().map(|(_, row)| row).collect())
 }
 
 fn batch(record: &BatchRecord) -> Value {
@@ -194,6 +251,18 @@ fn batch(record: &BatchRecord) -> Value {
         "kind": format!("{:?}", record.kind).to_lowercase(),
         "state": format!("{:?}", record.state),
         "transaction": record.signature,
+        "channels": record.lines.iter().map(|(id, amount)| json!({ "channel": id, "cumulative": amount })).collect::<Vec<_>>(),
+        "createdAt": record.created_at.seconds(),
+    })
+}
+
+fn evm_batch(record: &EvmBatch) -> Value {
+    json!({
+        "id": record.id,
+        "network": record.network,
+        "kind": format!("{:?}", record.kind).to_lowercase(),
+        "state": format!("{:?}", record.state),
+        "transaction": record.transaction,
         "channels": record.lines.iter().map(|(id, amount)| json!({ "channel": id, "cumulative": amount })).collect::<Vec<_>>(),
         "createdAt": record.created_at.seconds(),
     })

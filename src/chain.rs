@@ -3,6 +3,8 @@
 //! Adapters: [`svm`] speaks JSON-RPC to one or several endpoints; `sandbox` is a chain of our own that answers the same
 //! JSON-RPC, so nothing here knows which of them is at the other end.
 
+pub mod evm;
+pub mod rpc;
 pub mod sandbox;
 pub mod svm;
 

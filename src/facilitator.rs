@@ -5,6 +5,7 @@
 
 pub mod authorizer;
 pub mod channels;
+pub mod evm;
 pub mod http;
 pub mod interface;
 pub mod local;

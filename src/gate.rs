@@ -32,10 +32,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
-use serde_json::{Map, Value};
+use serde::de::DeserializeOwned;
+use serde_json::Map;
 use tokio::sync::{Semaphore, oneshot};
 
-use self::challenge::{Challenges, Prepared, PreparedOffer, Way};
+use self::challenge::{Challenges, Demand, Prepared, PreparedOffer, Way};
 use self::charge::{Answered, Charge, Meter};
 use self::closer::MeteredCloser;
 use self::evm::{EvmGate, EvmSide};
@@ -50,11 +51,13 @@ use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
 use crate::ledger::answers::KeptAnswers;
 use crate::ledger::channel::Evm;
-use crate::ledger::store::Answer;
+use crate::ledger::store::{Answer, StoreError};
+use crate::scheme::exact_evm::Version;
 use crate::telemetry::Telemetry;
 use crate::x402::header;
 use crate::x402::key::Signature;
-use crate::x402::wire::{PaymentPayload, PaymentRequired, SettlementResponse, X402_VERSION};
+use crate::x402::v1::{self, PaymentPayloadV1, PaymentRequirementsV1};
+use crate::x402::wire::{PaymentPayload, SettlementResponse, X402_VERSION};
 use crate::x402::{Account, ChannelId, Key, Network, Reason, payment_identifier};
 
 /// The gate's own bounds and choices.
@@ -70,6 +73,9 @@ pub struct Options {
     pub metered_open_max: usize,
     /// The longest that a metered request's channel may live.
     pub metered_lifetime_max: Duration,
+    /// How many requests that an authorization pays once, on EVM networks, may be open at once: from before it is
+    /// verified until it is settled.
+    pub once_open_max: usize,
     /// Whether challenges offer a recent blockhash and slot, so that a client need not ask the chain.
     pub hints: bool,
     /// How the gate tries again what the chain did not confirm.
@@ -101,6 +107,7 @@ impl Default for Options {
             chain_reads_max: 64,
             metered_open_max: 256,
             metered_lifetime_max: Duration::from_secs(3600),
+            once_open_max: 1024,
             hints: true,
             retry: Retry {
                 wait_min: Duration::from_millis(500),
@@ -127,8 +134,17 @@ pub struct AdmitRequest<'a> {
     pub target: &'a str,
     /// Its address as the client asked for it, for challenges.
     pub url: &'a str,
-    /// The value of its `PAYMENT-SIGNATURE` header.
-    pub payment_header: Option<&'a [u8]>,
+    /// The payment that it came with.
+    pub payment_header: Option<PaymentHeader<'a>>,
+}
+
+/// A payment's header, by the protocol version that it belongs to.
+#[derive(Clone, Copy, Debug)]
+pub enum PaymentHeader<'a> {
+    /// The value of `X-PAYMENT`.
+    V1(&'a [u8]),
+    /// The value of `PAYMENT-SIGNATURE`.
+    V2(&'a [u8]),
 }
 
 /// Who paid what from where: for the upstream's `Turnpike-*` headers, logs and metrics.
@@ -151,7 +167,7 @@ pub enum Outcome {
     /// It is paid for; forward it, then finish.
     Admitted(Box<Admission>),
     /// It came without payment.
-    Challenge(Box<PaymentRequired>),
+    Challenge(Box<Demand>),
     /// Its payment does not pass.
     Refused(Box<Refusal>),
     /// It was no paid request but a refund, and is done. The upstream sees nothing of it.
@@ -230,6 +246,7 @@ impl Gate {
         let tasks = Tasks::default();
         let replay = options.replay.filter(|_| ledger.keeps_answers());
         let extensions = replay.map(|_| (payment_identifier::NAME.to_owned(), payment_identifier::declaration()));
+        let served = evm.iter().flat_map(|evm| &evm.networks).map(|(name, network)| (name.clone(), network.served));
         Arc::new(Self {
             closer: Arc::new(MeteredCloser::new(
                 Arc::clone(&ledger),
@@ -238,7 +255,7 @@ impl Gate {
                 options.retry,
                 tasks.clone(),
             )),
-            challenges: Challenges::new(extensions.into_iter().collect::<Map<String, Value>>()),
+            challenges: Challenges::new(extensions.into_iter().collect(), served.collect()),
             setups: Recent::new(SETUP_TTL, RECENT_MAX),
             depositing: Recent::new(SETUP_TTL, RECENT_MAX),
             reading: Recent::new(SETUP_TTL, RECENT_MAX),
@@ -251,7 +268,7 @@ impl Gate {
                 }
                 Replays::new(kept, options)
             }),
-            evm: evm.map(EvmGate::new),
+            evm: evm.map(|evm| EvmGate::new(evm, options.once_open_max)),
             chain_reads: Semaphore::new(options.chain_reads_max),
             metered_open: Arc::new(Semaphore::new(options.metered_open_max)),
             ledger,
@@ -280,16 +297,22 @@ impl Gate {
             return Outcome::Free;
         }
         let prepared = self.challenges.of(request.route);
-        let Some(value) = request.payment_header else {
-            return Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None)));
-        };
-        let refused = |denial| Outcome::Refused(Box::new(self.refuse(&prepared, None, request.url, denial)));
+        match request.payment_header {
+            None => Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None))),
+            Some(PaymentHeader::V2(value)) => self.admit_v2(prepared, &request, value).await,
+            Some(PaymentHeader::V1(value)) => self.admit_v1(prepared, &request, value).await,
+        }
+    }
+
+    async fn admit_v2(self: &Arc<Self>, prepared: Arc<Prepared>, request: &AdmitRequest<'_>, value: &[u8]) -> Outcome {
+        let refused =
+            |denial| Outcome::Refused(Box::new(self.refuse(&prepared, None, Version::V2, request.url, denial)));
         let payment = match Self::decode(value) {
             Ok(payment) => payment,
             Err(denial) => return refused(denial),
         };
         // Before anything is verified: what was charged does not verify again.
-        let claim = match self.known(&request, value, &payment).await {
+        let claim = match self.known(request, value, &payment).await {
             Ok(Some(Known::Answer(answer))) => return Outcome::Replayed(answer),
             Ok(Some(Known::New(claim))) => Some(claim),
             Ok(None) => None,
@@ -299,12 +322,62 @@ impl Gate {
             Ok(offer) => offer,
             Err(denial) => return refused(denial),
         };
-        let context = Context { prepared, offer, url: request.url.to_owned() };
-        let admitted = match &context.offer.way {
-            Way::SvmBatch(seller) => self.admit_batch(&context, seller, payment.payload).await,
-            Way::SvmUpto(seller) => self.admit_metered(&context, seller, payment.payload).await,
-            Way::EvmBatch(seller) => self.admit_evm_batch(&context, seller, payment).await,
+        let context = Context { prepared, offer, version: Version::V2, url: request.url.to_owned() };
+        let admitted = self.pass(&context, payment).await;
+        self.admitted(context, claim, admitted)
+    }
+
+    /// A payment of the protocol's first version: by `exact`, with no extensions.
+    async fn admit_v1(self: &Arc<Self>, prepared: Arc<Prepared>, request: &AdmitRequest<'_>, value: &[u8]) -> Outcome {
+        let refused =
+            |denial| Outcome::Refused(Box::new(self.refuse(&prepared, None, Version::V1, request.url, denial)));
+        let payment: PaymentPayloadV1 = match Self::decode_v1(value) {
+            Ok(payment) => payment,
+            Err(denial) => return refused(denial),
         };
+        let (offer, requirements) = match prepared.select_v1(&payment, request.url) {
+            Ok(selected) => selected,
+            Err(denial) => return refused(denial),
+        };
+        let context = Context { prepared, offer, version: Version::V1, url: request.url.to_owned() };
+        let admitted = self.pass_v1(&context, payment, &requirements).await;
+        self.admitted(context, None, admitted)
+    }
+
+    async fn pass(self: &Arc<Self>, context: &Context, payment: PaymentPayload) -> Result<Passed, Denial> {
+        match &context.offer.way {
+            Way::SvmBatch(seller) => self.admit_batch(context, seller, payment.payload).await,
+            Way::SvmUpto(seller) => self.admit_metered(context, seller, payment.payload).await,
+            Way::EvmBatch(seller) => self.admit_evm_batch(context, seller, payment).await,
+            Way::EvmExact(terms) => {
+                let asked = evm::asked(context, &payment)?;
+                self.admit_evm_exact(context, terms, payment.payload, asked).await
+            }
+            Way::EvmUpto(terms, facilitator) => {
+                let asked = evm::asked(context, &payment)?;
+                self.admit_evm_upto(context, terms, *facilitator, payment.payload, asked).await
+            }
+        }
+    }
+
+    async fn pass_v1(
+        &self,
+        context: &Context,
+        payment: PaymentPayloadV1,
+        requirements: &PaymentRequirementsV1,
+    ) -> Result<Passed, Denial> {
+        match &context.offer.way {
+            Way::EvmExact(terms) => {
+                let asked = evm::asked_v1(&payment, requirements)?;
+                self.admit_evm_exact(context, terms, payment.payload, asked).await
+            }
+            Way::SvmBatch(_) | Way::SvmUpto(_) | Way::EvmBatch(_) | Way::EvmUpto(..) => {
+                Err(Denial::ours("an offer was taken for one of version 1"))
+            }
+        }
+    }
+
+    fn admitted(self: &Arc<Self>, context: Context, claim: Option<Claim>, admitted: Result<Passed, Denial>) -> Outcome {
         match admitted {
             Ok(Passed::Paid { paid, held }) => {
                 Outcome::Admitted(Box::new(Admission { gate: Arc::clone(self), context, paid, held, claim }))
@@ -329,17 +402,25 @@ impl Gate {
 
     /// Reads a payment header. Another version than ours is told from a header that cannot be read.
     fn decode(value: &[u8]) -> Result<PaymentPayload, Denial> {
+        Self::of_version(value, X402_VERSION, |payment: &PaymentPayload| payment.x402_version)
+    }
+
+    fn decode_v1(value: &[u8]) -> Result<PaymentPayloadV1, Denial> {
+        Self::of_version(value, v1::X402_VERSION, |payment: &PaymentPayloadV1| payment.x402_version)
+    }
+
+    fn of_version<T: DeserializeOwned>(value: &[u8], ours: u32, version: fn(&T) -> u32) -> Result<T, Denial> {
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
-        struct Version {
+        struct Versioned {
             x402_version: u32,
         }
-        let other = || Denial::payment(Reason::InvalidVersion, "x402Version must be 2");
-        match header::decode::<PaymentPayload>(value) {
-            Ok(payment) if payment.x402_version == X402_VERSION => Ok(payment),
+        let other = || Denial::payment(Reason::InvalidVersion, format!("x402Version must be {ours}"));
+        match header::decode::<T>(value) {
+            Ok(payment) if version(&payment) == ours => Ok(payment),
             Ok(_) => Err(other()),
-            Err(error) => match header::decode::<Version>(value) {
-                Ok(version) if version.x402_version != X402_VERSION => Err(other()),
+            Err(error) => match header::decode::<Versioned>(value) {
+                Ok(versioned) if versioned.x402_version != ours => Err(other()),
                 Ok(_) | Err(_) => Err(Denial::malformed(error.to_string())),
             },
         }
@@ -366,14 +447,21 @@ impl Gate {
         url: &str,
         reason: Reason,
         correction: Option<challenge::Correction<'_>>,
-    ) -> PaymentRequired {
+    ) -> Demand {
         let hints = |network: &Network| {
             self.options.hints.then(|| self.facilitators.get(network)).flatten().and_then(|found| found.hints())
         };
         prepared.required(url, reason.as_str(), &hints, correction)
     }
 
-    fn refuse(&self, prepared: &Prepared, offer: Option<&Arc<PreparedOffer>>, url: &str, denial: Denial) -> Refusal {
+    fn refuse(
+        &self,
+        prepared: &Prepared,
+        offer: Option<&Arc<PreparedOffer>>,
+        version: Version,
+        url: &str,
+        denial: Denial,
+    ) -> Refusal {
         tracing::debug!(route = %prepared.name(), reason = %denial.reason, detail = %denial.detail, "payment refused");
         let correction =
             denial.channel.as_ref().zip(offer).map(|(channel, offer)| challenge::Correction { offer, channel });
@@ -385,6 +473,7 @@ impl Gate {
             detail: denial.detail,
             required,
             settlement: denial.settlement,
+            version,
         }
     }
 }
@@ -393,12 +482,14 @@ impl Gate {
 struct Context {
     prepared: Arc<Prepared>,
     offer: Arc<PreparedOffer>,
+    /// The protocol version that the client speaks.
+    version: Version,
     url: String,
 }
 
 impl Context {
     fn refuse(&self, gate: &Gate, denial: Denial) -> Refusal {
-        gate.refuse(&self.prepared, Some(&self.offer), &self.url, denial)
+        gate.refuse(&self.prepared, Some(&self.offer), self.version, &self.url, denial)
     }
 
     fn network(&self) -> &Network {
@@ -455,6 +546,7 @@ enum Held {
     Batch(batch::Hold),
     Metered(metered::Hold),
     Evm(evm::Hold),
+    EvmOnce(Box<evm::OnceHold>),
 }
 
 /// A request that may pass. Dropped, it gives everything back.
@@ -475,6 +567,12 @@ impl Admission {
         &self.paid
     }
 
+    /// The protocol version that the client speaks, and is to be answered in.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.context.version
+    }
+
     /// The longest body with which [`Self::finish_whole`] keeps the answer; `None` where it is not to be kept, so that
     /// nobody needs to wait for the body.
     #[must_use]
@@ -485,9 +583,14 @@ impl Admission {
     /// The route's meter, where the request is metered: for who reads the body, which it may need.
     #[must_use]
     pub fn meter(&self) -> Option<&Meter> {
-        match self.held {
-            Held::Batch(_) => None,
-            Held::Metered(_) | Held::Evm(_) => self.context.prepared.meter(),
+        self.is_metered().then(|| self.context.prepared.meter()).flatten()
+    }
+
+    fn is_metered(&self) -> bool {
+        match &self.held {
+            Held::Batch(_) => false,
+            Held::Metered(_) | Held::Evm(_) => true,
+            Held::EvmOnce(hold) => hold.is_metered(),
         }
     }
 
@@ -514,19 +617,20 @@ impl Admission {
         if !keeps {
             return self.end(cost, None).await;
         }
-        let tasks = self.gate.tasks.clone();
+        let (tasks, version) = (self.gate.tasks.clone(), self.context.version);
         let (sender, ended) = oneshot::channel();
         tasks.spawn(async move {
             // The client may be gone; then its answer waits for it.
             let _ = sender.send(self.end(cost, Some(draft)).await);
         });
-        let lost = || Finished::Refused(Box::new(Denial::ours("a request's charge ended without an answer").bare()));
+        let lost =
+            || Finished::Refused(Box::new(Denial::ours("a request's charge ended without an answer").bare(version)));
         ended.await.unwrap_or_else(|_| lost())
     }
 
     fn has_room(&self, bytes: u64) -> bool {
         match (&self.held, &self.gate.evm) {
-            (Held::Evm(_), Some(evm)) => evm.ledger.has_room_for_answer(bytes),
+            (Held::Evm(_) | Held::EvmOnce(_), Some(evm)) => evm.ledger.has_room_for_answer(bytes),
             _ => self.gate.ledger.has_room_for_answer(bytes),
         }
     }
@@ -535,12 +639,12 @@ impl Admission {
         if status.as_u16() >= 400 {
             return Cost::Nothing;
         }
-        match &self.held {
-            Held::Batch(_) => Cost::Amount(self.paid.amount),
-            Held::Metered(_) | Held::Evm(_) => match self.context.prepared.charge(&self.context.offer, answered) {
-                Charge::Take(amount) => Cost::Amount(amount),
-                Charge::Refuse => Cost::Withheld,
-            },
+        if !self.is_metered() {
+            return Cost::Amount(self.paid.amount);
+        }
+        match self.context.prepared.charge(&self.context.offer, answered) {
+            Charge::Take(amount) => Cost::Amount(amount),
+            Charge::Refuse => Cost::Withheld,
         }
     }
 
@@ -567,12 +671,20 @@ impl Admission {
                 hold.release();
                 Ok(Finished::Unmetered(None))
             }
+            (Held::EvmOnce(hold), Cost::Amount(charge)) => {
+                let charged = hold.charge(&gate, &context, &paid, charge).await;
+                if let (Ok(settlement), Some((id, draft)), Some(evm)) = (&charged, keep, &gate.evm) {
+                    let kept = evm.ledger.keep_answer(id, draft.answer(settlement)).await;
+                    not_kept(&paid, kept);
+                }
+                charged.map(Finished::Charged)
+            }
+            (Held::EvmOnce(_), Cost::Nothing) => Ok(Finished::Released(None)),
+            (Held::EvmOnce(_), Cost::Withheld) => Ok(Finished::Unmetered(None)),
             (Held::Metered(hold), Cost::Amount(charge)) => {
                 let charged = hold.charge(&context, &paid, charge).await;
-                if let (Ok(settlement), Some((id, draft))) = (&charged, keep)
-                    && let Err(error) = gate.ledger.keep_answer(id, draft.answer(settlement)).await
-                {
-                    tracing::error!(payer = %paid.payer, %error, "a charged answer could not be kept");
+                if let (Ok(settlement), Some((id, draft))) = (&charged, keep) {
+                    not_kept(&paid, gate.ledger.keep_answer(id, draft.answer(settlement)).await);
                 }
                 charged.map(Finished::Charged)
             }
@@ -584,4 +696,11 @@ impl Admission {
 
     /// Gives everything back: the upstream did not answer. The same as dropping, said aloud.
     pub fn release(self) {}
+}
+
+/// An answer whose charge is on chain goes out whether it could be kept or not.
+fn not_kept(paid: &Paid, kept: Result<(), StoreError>) {
+    if let Err(error) = kept {
+        tracing::error!(payer = %paid.payer, %error, "a charged answer could not be kept");
+    }
 }

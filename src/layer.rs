@@ -33,9 +33,11 @@ pub use crate::gate::Paid;
 use crate::gate::charge::{Answered, Meter};
 use crate::gate::replay::Draft;
 use crate::gate::route::Route;
-use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, reply};
+use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, PaymentHeader, reply};
+use crate::scheme::exact_evm::Version;
 use crate::x402::Reason;
 use crate::x402::header::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
+use crate::x402::v1::{X_PAYMENT, X_PAYMENT_RESPONSE};
 use crate::x402::wire::SettlementResponse;
 
 /// Which route a request matches.
@@ -198,7 +200,8 @@ impl Shared {
     }
 
     async fn decide(&self, parts: &mut Parts, origin: Option<&Origin>) -> Decision {
-        let payment = take_payment(&mut parts.headers);
+        let payment = take(&parts.headers, PAYMENT_SIGNATURE);
+        let payment_v1 = take(&parts.headers, X_PAYMENT);
         strip(&mut parts.headers);
         if parts.method == Method::OPTIONS {
             return match origin.and_then(|origin| origin.preflight(&parts.headers)) {
@@ -223,7 +226,11 @@ impl Shared {
         let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         let host = host(parts);
         let url = self.url(parts, host, target);
-        let payment_header = payment.as_deref();
+        let payment_header = match (&payment, &payment_v1) {
+            (Some(payment), _) => Some(PaymentHeader::V2(payment)),
+            (None, Some(payment)) => Some(PaymentHeader::V1(payment)),
+            (None, None) => None,
+        };
         let request = AdmitRequest { route: &route, method: &parts.method, host, target, url: &url, payment_header };
         match self.gate.admit(request).await {
             Outcome::Free => Decision::Pass(Verdict::Free),
@@ -275,7 +282,7 @@ async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<
     };
     match collect(body, bytes_max, wait).await {
         Collected::Whole(body) => {
-            let paid = admission.paid().clone();
+            let whose = Whose::of(&admission);
             let finished = if keeps.is_some_and(|bytes_max| body.len() <= bytes_max) {
                 let mut headers = parts.headers.clone();
                 strip(&mut headers);
@@ -284,7 +291,7 @@ async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<
             } else {
                 admission.finish_read(parts.status, &Answered::whole(&parts.headers, &body)).await
             };
-            conclude(finished, paid, parts, ResponseBody::own(body))
+            conclude(finished, whose, parts, ResponseBody::own(body))
         }
         Collected::Partly(ahead, body) => charge(admission, parts, known, ResponseBody::rest(ahead, body)).await,
         Collected::Broken => {
@@ -306,29 +313,42 @@ async fn charge<R>(
     body_bytes: Option<u64>,
     body: ResponseBody<R>,
 ) -> Response<ResponseBody<R>> {
-    let paid = admission.paid().clone();
+    let whose = Whose::of(&admission);
     let answered = Answered { headers: &parts.headers, body: None, body_bytes };
     let finished = admission.finish_read(parts.status, &answered).await;
-    conclude(finished, paid, parts, body)
+    conclude(finished, whose, parts, body)
+}
+
+/// Whose answer it is, and in which protocol version they are told of its payment.
+struct Whose {
+    paid: Paid,
+    version: Version,
+}
+
+impl Whose {
+    fn of(admission: &Admission) -> Self {
+        Self { paid: admission.paid().clone(), version: admission.version() }
+    }
 }
 
 /// The answer with what became of its payment.
 fn conclude<R>(
     finished: Finished,
-    paid: Paid,
+    whose: Whose,
     mut parts: response::Parts,
     body: ResponseBody<R>,
 ) -> Response<ResponseBody<R>> {
+    let Whose { paid, version } = whose;
     let verdict = match finished {
         Finished::Charged(settlement) => {
             strip(&mut parts.headers);
-            reply::paid(&mut parts.headers, &settlement);
+            reply::paid(&mut parts.headers, &settlement, version);
             Verdict::Charged { paid, charged: charged(&settlement) }
         }
         Finished::Released(settlement) => {
             strip(&mut parts.headers);
             if let Some(settlement) = settlement {
-                reply::paid(&mut parts.headers, &settlement);
+                reply::paid(&mut parts.headers, &settlement, version);
             }
             Verdict::Released(paid)
         }
@@ -354,8 +374,8 @@ fn ours<R>(response: Response<Bytes>, verdict: Verdict) -> Response<ResponseBody
 }
 
 /// The payment. Several headers are one list to HTTP, and a list is no payment, so they are joined and will not decode.
-fn take_payment(headers: &mut HeaderMap) -> Option<Vec<u8>> {
-    let mut values = headers.get_all(PAYMENT_SIGNATURE).iter();
+fn take(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+    let mut values = headers.get_all(name).iter();
     let mut payment = values.next()?.as_bytes().to_vec();
     for value in values {
         payment.extend_from_slice(b", ");
@@ -365,7 +385,7 @@ fn take_payment(headers: &mut HeaderMap) -> Option<Vec<u8>> {
 }
 
 /// Headers that are ours, or the protocol's, and never pass.
-const OURS: [&str; 5] = [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, "x-payment", "x-payment-response"];
+const OURS: [&str; 5] = [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT, X_PAYMENT_RESPONSE];
 const TURNPIKE: &str = "turnpike-";
 
 fn strip(headers: &mut HeaderMap) {

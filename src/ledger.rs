@@ -19,6 +19,7 @@ mod book;
 mod changes;
 pub mod channel;
 pub mod memory;
+mod purse;
 mod queue;
 pub mod sqlite;
 pub mod store;
@@ -36,6 +37,7 @@ use self::answers::AnswerLimits;
 use self::book::Slot;
 use self::changes::{Keep, Plan, carry};
 use self::channel::{ChannelTerms, Family, Journalled, Svm, VoucherOf};
+pub use self::purse::Purse;
 use self::store::{Answer, AnswerId, RecordOf, Store, StoreError, Write};
 use self::turns::{Core, Entered};
 use crate::amount::Amount;
@@ -44,7 +46,7 @@ use crate::clock::Clock;
 /// The ledger's own bounds.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The most that may be charged and not yet claimed, over all channels.
+    /// The most that may be charged and not yet claimed, over all channels of all ledgers in the same [`Purse`].
     pub exposure_max: Option<Amount>,
     /// The most that may be charged and not yet claimed on one channel.
     pub channel_exposure_max: Option<Amount>,
@@ -137,7 +139,7 @@ pub enum Refused<F: Family = Svm> {
 /// What is charged, not yet claimed, and can still be claimed. What a channel's end left behind is lost, not at risk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exposure {
-    /// Over all channels.
+    /// Over all channels, those of ledgers in the same [`Purse`] included.
     pub total: Amount,
     /// On the channel where it is largest.
     pub largest: Amount,
@@ -166,7 +168,20 @@ impl<F: Family> Ledger<F> {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> Result<Arc<Self>, StoreError> {
-        let core = Arc::new(Core::new(store, clock, limits));
+        Self::open_in(store, clock, limits, Purse::new()).await
+    }
+
+    /// The same, beside other ledgers with which it shares the limit of exposure.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_in(
+        store: Arc<dyn Store<F>>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+        purse: Arc<Purse>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let core = Arc::new(Core::new(store, clock, limits, purse));
         let snapshot = core.store.load_each(&mut |record| restore(&core, record)).await?;
         let journal = Journal {
             batches: Mutex::new(snapshot.batches.into_iter().map(|batch| (batch.key(), batch)).collect()),

@@ -160,6 +160,8 @@ telemetry! {
     signing_refusals: CounterVec = counters("turnpike_signing_refusals_total", "Signing requests that the signer refused, by rule.", &["rule"]);
     signer_up: Gauge = gauge("turnpike_signer_quorum", "1 while a quorum of shares can sign.");
     rpc_requests: CounterVec = counters("turnpike_rpc_requests_total", "Calls of the chain's JSON-RPC.", &["endpoint", "method", "outcome"]);
+    facilitator_requests: CounterVec = counters("turnpike_facilitator_requests_total", "Calls of facilitators elsewhere.", &["facilitator", "call", "outcome"]);
+    facilitator_seconds: HistogramVec = histograms("turnpike_facilitator_duration_seconds", "Seconds that calls of facilitators elsewhere took.", &["facilitator", "call"], SLOW_BUCKETS);
     rpc_seconds: HistogramVec = histograms("turnpike_rpc_duration_seconds", "Seconds that calls of the chain's JSON-RPC took.", &["endpoint"], SLOW_BUCKETS);
     draining: Gauge = gauge("turnpike_draining", "1 once shutdown has begun.");
 }

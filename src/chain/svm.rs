@@ -5,7 +5,6 @@
 //! secret of an endpoint's URL is shown, and that a transaction that landed is never called expired. Everything is read
 //! at commitment `confirmed`.
 
-mod client;
 mod confirm;
 mod wire;
 
@@ -23,11 +22,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use self::client::{CallError, Client, RpcError};
 pub use self::confirm::Pace;
 use self::wire::{AccountShape, InContext, KeyedAccount, LatestBlockhash, SimulationShape, StatusShape};
+use super::rpc::{CallError, Client, ClientOptions, RpcError, Verdict};
+pub use super::rpc::{EndpointHealth, Observer, Outcome, RpcSetupError as SvmRpcError};
 use super::{Account, Blockhash, Chain, ChainError, Confirmation, Simulation, TransactionStatus};
-pub use crate::http_client::endpoint::EndpointHealth;
 use crate::scheme::svm::PAYMENT_CHANNELS;
 use crate::scheme::svm::program::{CHANNEL_ACCOUNT_BYTES, ChannelAccount};
 use crate::x402::Key;
@@ -96,6 +95,18 @@ impl SvmRpcOptions {
         let pace = Pace::SANDBOX;
         Self { pace, blockhash_age_max: Duration::from_secs(2), ..Self::cluster(vec![endpoint]) }
     }
+
+    fn client(&self) -> ClientOptions {
+        ClientOptions {
+            endpoints: self.endpoints.clone(),
+            attempt_timeout: self.attempt_timeout,
+            call_timeout: self.call_timeout,
+            rounds_max: self.rounds_max,
+            failures_max: self.failures_max,
+            cool_down: self.cool_down,
+            judge,
+        }
+    }
 }
 
 impl fmt::Debug for SvmRpcOptions {
@@ -104,69 +115,28 @@ impl fmt::Debug for SvmRpcOptions {
     }
 }
 
-/// Why there is no client. Never repeats a URL.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SvmRpcError {
-    /// None is configured.
-    #[error("no chain endpoint is configured: name at least one URL")]
-    NoEndpoint,
-    /// One cannot be used.
-    #[error("chain endpoint {number} {what}")]
-    Endpoint {
-        /// Counted from one.
-        number: usize,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// The TLS library does not start.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
-}
-
-/// How one attempt ended, for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// With a result.
-    Answered,
-    /// With an error about the request.
-    Refused,
-    /// Rate limited.
-    Limited,
-    /// The node is behind what we have seen.
-    Behind,
-    /// No answer in time.
-    TimedOut,
-    /// Not reached, broken off, or failed inside.
-    Failed,
-    /// Unreadable.
-    Malformed,
-}
-
-impl Outcome {
-    /// The value of a metric's label.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Answered => "answered",
-            Self::Refused => "refused",
-            Self::Limited => "limited",
-            Self::Behind => "behind",
-            Self::TimedOut => "timed_out",
-            Self::Failed => "failed",
-            Self::Malformed => "malformed",
-        }
+/// Tells errors about the endpoint from errors about the request (Agave, `rpc-client-api/src/custom_error.rs`).
+fn judge(error: &RpcError) -> Verdict {
+    match error.code {
+        // Behind the slot that we asked for, or behind the cluster.
+        -32016 | -32005 => Verdict::Behind,
+        -32601 => Verdict::NotServed,
+        // Inner failure; a block or slot that this node lacks; not indexed here.
+        -32603 | -32001 | -32004 | -32007 | -32009 | -32010 | -32011 | -32014 => Verdict::Failed,
+        429 | -32429 => Verdict::Limited,
+        _ => Verdict::Request,
     }
 }
 
-/// Is told of every attempt.
-pub trait Observer: Send + Sync {
-    /// One attempt at one endpoint, which is named without secrets.
-    fn observe(&self, endpoint: &str, method: &'static str, outcome: Outcome, took: Duration);
-}
-
-/// Tells nobody.
-impl Observer for () {
-    fn observe(&self, _: &str, _: &'static str, _: Outcome, _: Duration) {}
+/// For calls that only read: an error answer means that the request or the endpoint is wrong.
+fn of_read(error: CallError, method: &'static str) -> ChainError {
+    match error {
+        CallError::Unavailable(detail) => ChainError::Unavailable(detail),
+        CallError::Rpc { error, .. } => {
+            ChainError::Malformed { method, what: format!("error {}: {}", error.code, error.message) }
+        }
+        CallError::Malformed(what) => ChainError::Malformed { method, what },
+    }
 }
 
 /// A chain over JSON-RPC. Cheap to clone: clones share connections and caches.
@@ -204,7 +174,7 @@ impl SvmRpc {
     /// # Errors
     /// [`SvmRpcError`] where an endpoint cannot be used.
     pub fn observed(options: SvmRpcOptions, observer: Arc<dyn Observer>) -> Result<Self, SvmRpcError> {
-        let client = Client::new(&options, observer)?;
+        let client = Client::new(&options.client(), observer)?;
         Ok(Self(Arc::new(Inner {
             client,
             options,
@@ -247,7 +217,7 @@ impl SvmRpc {
 
     async fn call<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, ChainError> {
         let result = self.0.client.call(method, params, self.0.options.answer_bytes_max).await;
-        result.map_err(|error| error.of_read(method))
+        result.map_err(|error| of_read(error, method))
     }
 
     /// Remembers a slot that we saw confirmed: what is read from now on must not be older.
@@ -345,7 +315,7 @@ impl SvmRpc {
         match sent {
             Ok(_) => Ok(()),
             Err(CallError::Rpc { error, doubtful }) => self.send_refused(&error, doubtful),
-            Err(error) => Err(error.of_read(METHOD)),
+            Err(error) => Err(of_read(error, METHOD)),
         }
     }
 
@@ -437,7 +407,7 @@ impl Chain for SvmRpc {
         let config = json!({ "encoding": "base64", "commitment": "confirmed", "filters": filters });
         let params = json!([PAYMENT_CHANNELS, config]);
         let found = self.0.client.call(METHOD, params, self.0.options.scan_bytes_max).await;
-        let found: Vec<KeyedAccount> = found.map_err(|error| error.of_read(METHOD))?;
+        let found: Vec<KeyedAccount> = found.map_err(|error| of_read(error, METHOD))?;
         let mut channels = Vec::with_capacity(found.len());
         for (index, KeyedAccount { pubkey, account }) in found.into_iter().enumerate() {
             let account = account.read().map_err(|what| ChainError::Malformed { method: METHOD, what })?;
@@ -460,7 +430,7 @@ impl Chain for SvmRpc {
             Ok(answer) => answer,
             // Some nodes refuse to simulate what they could not send.
             Err(CallError::Rpc { error, .. }) => return Err(ChainError::Refused(preflight_error(&error))),
-            Err(error) => return Err(error.of_read("simulateTransaction")),
+            Err(error) => return Err(of_read(error, "simulateTransaction")),
         };
         let error = answer.value.err.map(|error| error.to_string());
         Ok(Simulation { error, logs: answer.value.logs.unwrap_or_default() })

@@ -116,13 +116,14 @@ fn payee(price: &NetworkPrice, svm: &[Arc<Seller>], evm: &[Arc<EvmSeller>]) -> O
         return Some(Payee::Svm(Arc::clone(seller)));
     }
     let seller = evm.iter().find(|seller| same(&seller.network, &seller.asset))?;
-    Some(Payee::Evm(Arc::clone(seller), evm_scheme(price.scheme)?))
+    Some(Payee::Evm(Arc::clone(seller), evm_scheme(price.scheme)))
 }
 
-/// The gate's scheme; `None` for one that it does not serve.
-const fn evm_scheme(scheme: Scheme) -> Option<EvmScheme> {
+/// The gate's scheme.
+const fn evm_scheme(scheme: Scheme) -> EvmScheme {
     match scheme {
-        Scheme::BatchSettlement => Some(EvmScheme::BatchSettlement),
-        Scheme::Exact | Scheme::Upto => None,
+        Scheme::BatchSettlement => EvmScheme::BatchSettlement,
+        Scheme::Exact => EvmScheme::Exact,
+        Scheme::Upto => EvmScheme::Upto,
     }
 }

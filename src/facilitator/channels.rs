@@ -1,8 +1,7 @@
-//! The port through which the state of EVM channels is read, and an adapter of it that needs no chain: it asks a
-//! facilitator.
+//! The port through which the state of EVM channels is read, and two ways to do it.
 //!
-//! Where a chain endpoint is configured, `facilitator/evm.rs` reads many channels at one block. A facilitator tells a
-//! channel's state when it verifies a voucher on it (`scheme_batch_settlement_evm.md`, "POST /verify"), so without an
+//! Where a chain endpoint is configured, many channels are read at one block ([`ByChain`]). A facilitator tells a
+//! channel's state ([`ByFacilitator`]) when it verifies a voucher on it (`scheme_batch_settlement_evm.md`, "POST /verify"), so without an
 //! endpoint each channel is a question of its own, and only channels with a voucher can be asked about.
 
 use std::sync::Arc;
@@ -12,8 +11,9 @@ use serde_json::json;
 
 use super::interface::{InterfaceError, Payment, X402Facilitator};
 use crate::amount::Amount;
-use crate::clock::Clock;
-use crate::ledger::channel::{Evm, EvmOnChain};
+use crate::chain::evm::{ChannelState, EvmChain};
+use crate::clock::{Clock, UnixMillis};
+use crate::ledger::channel::{ChainState, Evm, EvmOnChain};
 use crate::ledger::store::RecordOf;
 use crate::scheme::batch_settlement_evm::state::EvmChannelState;
 use crate::scheme::batch_settlement_evm::{SCHEME, extra};
@@ -81,6 +81,54 @@ impl EvmChannels for ByFacilitator {
     async fn unsettled(&self, _seller: &EvmSeller) -> Result<Option<Amount>, InterfaceError> {
         Ok(None)
     }
+}
+
+/// Reads channels from the chain, many at one block.
+pub struct ByChain {
+    chain: Arc<dyn EvmChain>,
+    clock: Arc<dyn Clock>,
+}
+
+impl ByChain {
+    /// A reader of this chain.
+    #[must_use]
+    pub fn new(chain: Arc<dyn EvmChain>, clock: Arc<dyn Clock>) -> Self {
+        Self { chain, clock }
+    }
+}
+
+#[async_trait]
+impl EvmChannels for ByChain {
+    async fn read(&self, channels: &[RecordOf<Evm>]) -> Result<Vec<Option<EvmOnChain>>, InterfaceError> {
+        let read_at = self.clock.now();
+        let ids: Vec<_> = channels.iter().map(|record| record.terms.id).collect();
+        let read = self.chain.channels(&ids).await.map_err(|error| InterfaceError::Unavailable(error.to_string()))?;
+        let states = channels.iter().zip(&read.value);
+        Ok(states.map(|(record, state)| on_chain(record, state, read.block, read_at)).collect())
+    }
+
+    async fn unsettled(&self, seller: &EvmSeller) -> Result<Option<Amount>, InterfaceError> {
+        let read = self.chain.receiver(seller.pay_to, seller.token).await;
+        let state = read.map_err(|error| InterfaceError::Unavailable(error.to_string()))?.value;
+        Ok(Some(state.total_claimed.saturating_sub(state.total_settled)))
+    }
+}
+
+/// A channel as the chain has it; `None` for one that no contract can have written.
+fn on_chain(record: &RecordOf<Evm>, state: &ChannelState, block: u64, read_at: UnixMillis) -> Option<EvmOnChain> {
+    let since = i64::try_from(state.withdraw_requested_at).unwrap_or(i64::MAX);
+    let delay = i64::try_from(record.terms.seller.withdraw_delay).unwrap_or(i64::MAX);
+    let read = EvmOnChain {
+        balance: state.balance,
+        claimed: state.total_claimed,
+        withdrawal: state.withdraw_amount,
+        withdraw_since: since,
+        withdraw_ends_at: if since == 0 { 0 } else { since.saturating_add(delay) },
+        refund_nonce: state.refund_nonce.to_u64()?,
+        block,
+        read_at,
+    };
+    Some(read).filter(EvmOnChain::plausible)
 }
 
 /// A voucher payment of nothing, on the channel's own terms.

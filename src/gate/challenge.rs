@@ -1,8 +1,9 @@
-//! What a route offers: its requirements, prepared once, and the `PaymentRequired` made from them.
+//! What a route offers: its requirements, prepared once, and the [`Demand`] made from them.
 //!
 //! Only hints change from challenge to challenge. A corrective answer adds the channel's state to the one offer that
 //! the client accepted (`scheme_batch_settlement_svm.md`, section 4.6; `scheme_batch_settlement_evm.md`, "Recovery
-//! After State Loss").
+//! After State Loss"). What version 1 of the protocol has words for is offered in these too; since a payment of that
+//! version does not say which terms it accepts, it is offered once on each network.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,16 +12,28 @@ use parking_lot::RwLock;
 use serde_json::{Map, Value};
 
 use super::charge::{self, Answered, Charge, Meter};
-use super::evm::state as evm_state;
+use super::evm::{Served, state as evm_state};
 use super::refusal::{AnyRecord, Denial};
 use super::route::{EvmScheme, Offer, Payee, Pricing, Route};
 use crate::chain::Blockhash;
 use crate::ledger::channel::Seller;
 use crate::ledger::store::ChannelRecord;
 use crate::scheme::evm::EvmSeller;
-use crate::scheme::{batch_settlement_evm, batch_settlement_svm, offer, upto_svm};
+use crate::scheme::evm::authorization::EvmOffer;
+use crate::scheme::{batch_settlement_evm, batch_settlement_svm, exact_evm, offer, upto_evm, upto_svm};
+use crate::x402::evm::Address;
+use crate::x402::v1::{self, PaymentPayloadV1, PaymentRequiredV1, PaymentRequirementsV1};
 use crate::x402::wire::{ChannelState, PaymentRequired, PaymentRequirements, ResourceInfo, VoucherState, X402_VERSION};
-use crate::x402::{Key, Network};
+use crate::x402::{Key, Network, Reason};
+
+/// How to pay for a request that was not served: what goes into a 402.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Demand {
+    /// For clients of version 2, in a header.
+    pub v2: PaymentRequired,
+    /// For clients of version 1, in the body; `None` where nothing is offered that they could pay.
+    pub v1: Option<PaymentRequiredV1>,
+}
 
 /// A scheme on a family of networks, with who is paid by it.
 #[derive(Clone, Debug)]
@@ -31,6 +44,10 @@ pub(super) enum Way {
     SvmUpto(Arc<Seller>),
     /// `batch-settlement`: a price or a ceiling, by vouchers.
     EvmBatch(Arc<EvmSeller>),
+    /// `exact`: a price, by an authorization.
+    EvmExact(Arc<EvmOffer>),
+    /// `upto`: a ceiling, by an authorization that only this facilitator can use.
+    EvmUpto(Arc<EvmOffer>, Address),
 }
 
 /// A route's offer with its words.
@@ -43,12 +60,22 @@ pub(super) struct PreparedOffer {
 }
 
 impl PreparedOffer {
-    fn new(metered: bool, offer: &Offer) -> Self {
+    /// `None` where nobody would settle it.
+    fn new(metered: bool, offer: &Offer, served: Served) -> Option<Self> {
         let memo = offer.memo.as_deref();
+        let once = |seller: &EvmSeller| Arc::new(EvmOffer::new(seller, offer.amount));
         let way = match (&offer.payee, metered) {
             (Payee::Svm(seller), false) => Way::SvmBatch(Arc::clone(seller)),
             (Payee::Svm(seller), true) => Way::SvmUpto(Arc::clone(seller)),
             (Payee::Evm(seller, EvmScheme::BatchSettlement), _) => Way::EvmBatch(Arc::clone(seller)),
+            (Payee::Evm(seller, EvmScheme::Exact), _) => Way::EvmExact(once(seller)),
+            (Payee::Evm(seller, EvmScheme::Upto), _) => {
+                let Some(facilitator) = served.upto_facilitator else {
+                    tracing::error!(network = %seller.network, "upto is not offered: no facilitator serves it there");
+                    return None;
+                };
+                Way::EvmUpto(once(seller), facilitator)
+            }
         };
         let (name, extra) = match &way {
             Way::SvmBatch(seller) => {
@@ -58,10 +85,13 @@ impl PreparedOffer {
             Way::EvmBatch(seller) => {
                 (batch_settlement_evm::SCHEME, batch_settlement_evm::extra(seller, offer.min_deposit))
             }
+            Way::EvmExact(terms) => (exact_evm::SCHEME, terms.extra()),
+            Way::EvmUpto(terms, facilitator) => (upto_evm::SCHEME, upto_evm::extra(terms, *facilitator)),
         };
         let (asset, pay_to) = match &way {
             Way::SvmBatch(seller) | Way::SvmUpto(seller) => (seller.mint.to_string(), seller.pay_to.to_string()),
             Way::EvmBatch(seller) => (seller.token.to_string(), seller.pay_to.to_string()),
+            Way::EvmExact(terms) | Way::EvmUpto(terms, _) => (terms.token.to_string(), terms.pay_to.to_string()),
         };
         let requirements = PaymentRequirements {
             scheme: name.to_owned(),
@@ -72,7 +102,13 @@ impl PreparedOffer {
             max_timeout_seconds: offer.max_timeout_seconds,
             extra,
         };
-        Self { way, offer: offer.clone(), requirements }
+        Some(Self { way, offer: offer.clone(), requirements })
+    }
+
+    /// What version 1 says of it; `None` where it has no words for it.
+    fn v1(&self, resource: &ResourceInfo) -> Option<PaymentRequirementsV1> {
+        let Way::EvmExact(terms) = &self.way else { return None };
+        exact_evm::requirements_v1(terms, resource, self.offer.max_timeout_seconds)
     }
 }
 
@@ -88,18 +124,30 @@ pub(super) struct Correction<'a> {
 pub(super) struct Prepared {
     route: Arc<Route>,
     offers: Vec<Arc<PreparedOffer>>,
+    /// Those that version 1 has words for and a facilitator takes in that version, the first of each network.
+    offers_v1: Vec<Arc<PreparedOffer>>,
     extensions: Arc<Map<String, Value>>,
 }
 
 impl Prepared {
-    fn new(route: &Arc<Route>, extensions: &Arc<Map<String, Value>>) -> Self {
+    fn new(route: &Arc<Route>, extensions: &Arc<Map<String, Value>>, served: &HashMap<Network, Served>) -> Self {
         let (metered, offers): (_, &[Offer]) = match &route.pricing {
             Pricing::Free => (false, &[]),
             Pricing::Fixed(offers) => (false, offers),
             Pricing::Metered { offers, .. } => (true, offers),
         };
-        let offers = offers.iter().map(|offer| Arc::new(PreparedOffer::new(metered, offer))).collect();
-        Self { route: Arc::clone(route), offers, extensions: Arc::clone(extensions) }
+        let served = |network: &Network| served.get(network).copied().unwrap_or_default();
+        let prepare = |offer| PreparedOffer::new(metered, offer, served(offer.payee.network())).map(Arc::new);
+        let offers: Vec<_> = offers.iter().filter_map(prepare).collect();
+        let mut offers_v1: Vec<Arc<PreparedOffer>> = Vec::new();
+        for offer in &offers {
+            let network = &offer.requirements.network;
+            let is_first = offers_v1.iter().all(|other| other.requirements.network != *network);
+            if is_first && served(network).exact_v1 && offer.v1(&ResourceInfo::default()).is_some() {
+                offers_v1.push(Arc::clone(offer));
+            }
+        }
+        Self { route: Arc::clone(route), offers, offers_v1, extensions: Arc::clone(extensions) }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -113,6 +161,25 @@ impl Prepared {
             batch_settlement_svm::check_payment_flow(&accepted.extra)?;
         }
         Ok(Arc::clone(found))
+    }
+
+    /// The offer that a payment of version 1 can only be for, as that version says it.
+    pub(super) fn select_v1(
+        &self,
+        payment: &PaymentPayloadV1,
+        url: &str,
+    ) -> Result<(Arc<PreparedOffer>, PaymentRequirementsV1), Denial> {
+        if self.offers_v1.is_empty() {
+            let detail = "this resource is paid for with version 2 of the protocol: send PAYMENT-SIGNATURE";
+            return Err(Denial::payment(Reason::InvalidVersion, detail));
+        }
+        if payment.scheme != exact_evm::SCHEME {
+            return Err(Denial::payment(Reason::UnsupportedScheme, "scheme is not offered for this resource"));
+        }
+        let network = payment.known_network();
+        let found = self.offers_v1.iter().find(|offer| network.as_ref() == Some(&offer.requirements.network));
+        let found = found.and_then(|offer| Some((Arc::clone(offer), offer.v1(&self.resource(url))?)));
+        found.ok_or_else(|| Denial::payment(Reason::InvalidNetwork, "network is not offered for this resource"))
     }
 
     /// What a metered answer costs.
@@ -135,7 +202,14 @@ impl Prepared {
         error: &str,
         hints: &dyn Fn(&Network) -> Option<Blockhash>,
         correction: Option<Correction<'_>>,
-    ) -> PaymentRequired {
+    ) -> Demand {
+        let resource = self.resource(url);
+        let accepts_v1: Vec<_> = self.offers_v1.iter().filter_map(|offer| offer.v1(&resource)).collect();
+        let v1 = (!accepts_v1.is_empty()).then(|| PaymentRequiredV1 {
+            x402_version: v1::X402_VERSION,
+            error: error.to_owned(),
+            accepts: accepts_v1,
+        });
         let accepts = self.offers.iter().map(|offer| {
             let mut requirements = offer.requirements.clone();
             if let Some(blockhash) = hints(&requirements.network) {
@@ -149,16 +223,22 @@ impl Prepared {
             }
             requirements
         });
-        PaymentRequired {
+        let v2 = PaymentRequired {
             x402_version: X402_VERSION,
             error: Some(error.to_owned()),
-            resource: ResourceInfo {
-                url: url.to_owned(),
-                description: self.route.description.as_deref().map(str::to_owned),
-                mime_type: self.route.mime_type.as_deref().map(str::to_owned),
-            },
+            resource,
             accepts: accepts.collect(),
             extensions: Map::clone(&self.extensions),
+        };
+        Demand { v2, v1 }
+    }
+
+    /// What is paid for, at the address that the client asked for.
+    fn resource(&self, url: &str) -> ResourceInfo {
+        ResourceInfo {
+            url: url.to_owned(),
+            description: self.route.description.as_deref().map(str::to_owned),
+            mime_type: self.route.mime_type.as_deref().map(str::to_owned),
         }
     }
 }
@@ -215,12 +295,14 @@ const PREPARED_MAX: usize = 4_096;
 pub(super) struct Challenges {
     prepared: RwLock<HashMap<usize, Arc<Prepared>>>,
     extensions: Arc<Map<String, Value>>,
+    /// What facilitators of EVM networks serve.
+    served: HashMap<Network, Served>,
 }
 
 impl Challenges {
     /// Challenges that all offer these extensions of the protocol.
-    pub(super) fn new(extensions: Map<String, Value>) -> Self {
-        Self { prepared: RwLock::default(), extensions: Arc::new(extensions) }
+    pub(super) fn new(extensions: Map<String, Value>, served: HashMap<Network, Served>) -> Self {
+        Self { prepared: RwLock::default(), extensions: Arc::new(extensions), served }
     }
 
     pub(super) fn of(&self, route: &Arc<Route>) -> Arc<Prepared> {
@@ -228,7 +310,7 @@ impl Challenges {
         if let Some(prepared) = self.prepared.read().get(&address) {
             return Arc::clone(prepared);
         }
-        let prepared = Arc::new(Prepared::new(route, &self.extensions));
+        let prepared = Arc::new(Prepared::new(route, &self.extensions, &self.served));
         let mut all = self.prepared.write();
         if all.len() >= PREPARED_MAX {
             all.clear();

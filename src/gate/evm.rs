@@ -6,6 +6,7 @@
 //! `scheme_upto_evm.md`.
 
 mod batch;
+mod once;
 mod refund;
 pub(super) mod state;
 
@@ -13,17 +14,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 pub(super) use self::batch::Hold;
+pub(super) use self::once::OnceHold;
 use super::challenge::PreparedOffer;
 use super::recent::Recent;
 use super::refusal::Denial;
 use super::{Context, RECENT_MAX, SETUP_TTL};
 use crate::facilitator::authorizer::ReceiverAuthorizer;
-use crate::facilitator::interface::{InterfaceError, Payment, X402Facilitator};
+use crate::facilitator::interface::{InterfaceError, Kind, Payment, Supported, X402Facilitator};
 use crate::ledger::Ledger;
 use crate::ledger::channel::Evm;
+use crate::scheme::{exact_evm, upto_evm};
 use crate::x402::evm::{Address, B256};
+use crate::x402::v1::{self, PaymentPayloadV1, PaymentRequirementsV1};
 use crate::x402::wire::{PaymentPayload, SettlementResponse, X402_VERSION};
 use crate::x402::{Network, Reason};
 
@@ -34,6 +39,38 @@ pub struct EvmNetwork {
     pub facilitator: Arc<dyn X402Facilitator>,
     /// Signs refunds.
     pub authorizer: Arc<dyn ReceiverAuthorizer>,
+    /// What else the facilitator serves.
+    pub served: Served,
+}
+
+/// What a facilitator serves on one network beyond `batch-settlement` and `exact` of version 2, which a route that
+/// offers them takes for granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Who settles `upto`, which is part of what payers sign; without it no route offers `upto` there.
+    pub upto_facilitator: Option<Address>,
+    /// Whether it takes `exact` of version 1; without it clients of that version are offered nothing there.
+    pub exact_v1: bool,
+}
+
+impl Served {
+    /// What a facilitator says that it serves on `network`.
+    #[must_use]
+    pub fn of(supported: &Supported, network: &Network) -> Self {
+        let upto = |kind: &&Kind| {
+            kind.x402_version == X402_VERSION && kind.scheme == upto_evm::SCHEME && kind.network == network.as_str()
+        };
+        let address = |kind: &Kind| kind.extra.get("facilitatorAddress")?.as_str()?.parse().ok();
+        let exact_v1 = |kind: &Kind| {
+            kind.x402_version == v1::X402_VERSION
+                && kind.scheme == exact_evm::SCHEME
+                && Network::of_short_name(&kind.network).as_ref() == Some(network)
+        };
+        Self {
+            upto_facilitator: supported.kinds.iter().filter(upto).find_map(address),
+            exact_v1: supported.kinds.iter().any(exact_v1),
+        }
+    }
 }
 
 /// Everything that payments on EVM networks need.
@@ -52,10 +89,13 @@ pub(super) struct EvmGate {
     settling: Arc<Recent<B256>>,
     reading: Arc<Recent<B256>>,
     refunds: Arc<refund::Refunds>,
+    /// Authorizations that pay once: those in flight, and those that were lately delivered for.
+    once: Arc<Recent<once::Nonce>>,
+    once_open: Arc<Semaphore>,
 }
 
 impl EvmGate {
-    pub(super) fn new(side: EvmSide) -> Self {
+    pub(super) fn new(side: EvmSide, once_open_max: usize) -> Self {
         let EvmSide { ledger, networks } = side;
         Self {
             ledger,
@@ -63,6 +103,8 @@ impl EvmGate {
             settling: Recent::new(SETUP_TTL, RECENT_MAX),
             reading: Recent::new(SETUP_TTL, RECENT_MAX),
             refunds: Arc::default(),
+            once: Recent::new(SETUP_TTL, RECENT_MAX),
+            once_open: Arc::new(Semaphore::new(once_open_max)),
         }
     }
 
@@ -75,13 +117,26 @@ impl EvmGate {
     }
 }
 
+/// How often a settlement whose fate is unknown is looked after before the client is told so.
+const LOOKS: u32 = 5;
+
 /// A payment as a facilitator is asked about it: all that the client sent, and what we offered.
-fn asked(context: &Context, payment: &PaymentPayload) -> Result<Payment, Denial> {
+pub(super) fn asked(context: &Context, payment: &PaymentPayload) -> Result<Payment, Denial> {
     let written = |what: serde_json::Result<Value>| what.map_err(Denial::ours);
     Ok(Payment {
         x402_version: X402_VERSION,
         payload: written(serde_json::to_value(payment))?,
         requirements: written(serde_json::to_value(&context.offer.requirements))?,
+    })
+}
+
+/// The same of a payment in version 1.
+pub(super) fn asked_v1(payment: &PaymentPayloadV1, requirements: &PaymentRequirementsV1) -> Result<Payment, Denial> {
+    let written = |what: serde_json::Result<Value>| what.map_err(Denial::ours);
+    Ok(Payment {
+        x402_version: v1::X402_VERSION,
+        payload: written(serde_json::to_value(payment))?,
+        requirements: written(serde_json::to_value(requirements))?,
     })
 }
 

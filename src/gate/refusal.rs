@@ -5,13 +5,15 @@
 
 use std::time::Duration;
 
+use super::challenge::Demand;
 use crate::facilitator::FacilitatorError;
 use crate::ledger;
 use crate::ledger::channel::{Evm, Family};
 use crate::ledger::store::{ChannelRecord, RecordOf, StoreError};
 use crate::scheme;
+use crate::scheme::exact_evm::Version;
 use crate::x402::Reason;
-use crate::x402::wire::{PaymentRequired, SettlementResponse};
+use crate::x402::wire::SettlementResponse;
 
 /// Whose move it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +51,11 @@ pub struct Refusal {
     /// What is wrong, in words; safe to show to the client.
     pub detail: String,
     /// How to pay instead, where another payment would help.
-    pub required: Option<Box<PaymentRequired>>,
+    pub required: Option<Box<Demand>>,
     /// The settlement that failed, where one was tried.
     pub settlement: Option<Box<SettlementResponse>>,
+    /// The protocol version that the client speaks.
+    pub version: Version,
 }
 
 /// A refusal inside the gate, before it is known how to pay instead.
@@ -148,9 +152,9 @@ impl Denial {
     }
 
     /// Without a way to pay instead.
-    pub(super) fn bare(self) -> Refusal {
+    pub(super) fn bare(self, version: Version) -> Refusal {
         let Self { fault, reason, detail, channel: _, settlement } = self;
-        Refusal { fault, reason, detail, required: None, settlement }
+        Refusal { fault, reason, detail, required: None, settlement, version }
     }
 
     /// With the channel, for a corrective answer.

@@ -29,6 +29,7 @@ use super::refusal::Denial;
 use super::reply;
 use crate::ledger::answers::KeptAnswers;
 use crate::ledger::store::{Answer, AnswerId, AnswerMark};
+use crate::scheme::exact_evm::Version;
 use crate::x402::payment_identifier;
 use crate::x402::wire::{PaymentPayload, SettlementResponse};
 
@@ -69,7 +70,8 @@ pub struct Draft {
 impl Draft {
     /// As it is sent.
     pub(super) fn answer(mut self, settlement: &SettlementResponse) -> Answer {
-        reply::paid(&mut self.headers, settlement);
+        // Version 1 has no extensions, so no id.
+        reply::paid(&mut self.headers, settlement, Version::V2);
         Answer { status: self.status.as_u16(), head: reply::head(&self.headers), body: self.body }
     }
 

@@ -14,8 +14,12 @@
 //! | the upstream's answer does not say its charge, where the route's rule is to refuse then | 502 | `Cache-Control: no-store` |
 //! | no route | 404 | `Cache-Control: no-store` |
 //!
+//! A 402's body says what its `PAYMENT-REQUIRED` does, for people; where a client of version 1 could pay, it is the
+//! body that such clients read, and the header alone is version 2's. A payment by `X-PAYMENT` is answered for in
+//! `X-PAYMENT-RESPONSE` wherever `PAYMENT-RESPONSE` is named here.
+//!
 //! A corrective 402 carries no `PAYMENT-RESPONSE`: clients look for its state only where there is none. A settlement
-//! that failed says so in `PAYMENT-RESPONSE` whatever the status. Source: `transports-v2/http.md`.
+//! that failed says so in `PAYMENT-RESPONSE` whatever the status. Source: `transports-v2/http.md`, `transports-v1/http.md`.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
@@ -23,10 +27,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::challenge::Demand;
 use super::refusal::{Fault, Refusal};
 use crate::ledger::store::Answer;
+use crate::scheme::exact_evm::Version;
 use crate::x402::header::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
-use crate::x402::wire::{PaymentRequired, SettlementResponse};
+use crate::x402::v1::{SettlementResponseV1, X_PAYMENT_RESPONSE};
+use crate::x402::wire::SettlementResponse;
 
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const PRIVATE: HeaderValue = HeaderValue::from_static("private");
@@ -34,9 +41,12 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The answer to a request that came without payment.
 #[must_use]
-pub fn challenge(required: &PaymentRequired) -> Response<Bytes> {
-    let mut response = answer(StatusCode::PAYMENT_REQUIRED, NO_STORE, required);
-    insert(response.headers_mut(), PAYMENT_REQUIRED, required);
+pub fn challenge(demand: &Demand) -> Response<Bytes> {
+    let mut response = match &demand.v1 {
+        Some(v1) => answer(StatusCode::PAYMENT_REQUIRED, NO_STORE, v1),
+        None => answer(StatusCode::PAYMENT_REQUIRED, NO_STORE, &demand.v2),
+    };
+    insert(response.headers_mut(), PAYMENT_REQUIRED, &demand.v2);
     response
 }
 
@@ -50,7 +60,11 @@ pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
         Fault::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Fault::Ours => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    let mut body = refusal.required.as_deref().and_then(|required| serde_json::to_value(required).ok());
+    let written = |demand: &Demand| match &demand.v1 {
+        Some(v1) => serde_json::to_value(v1).ok(),
+        None => serde_json::to_value(&demand.v2).ok(),
+    };
+    let mut body = refusal.required.as_deref().and_then(written);
     let body = match &mut body {
         Some(Value::Object(required)) => {
             required.insert("detail".to_owned(), refusal.detail.clone().into());
@@ -61,10 +75,10 @@ pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
     let mut response = answer(status, NO_STORE, &body);
     let headers = response.headers_mut();
     if let Some(required) = &refusal.required {
-        insert(headers, PAYMENT_REQUIRED, required);
+        insert(headers, PAYMENT_REQUIRED, &required.v2);
     }
     if let Some(settlement) = &refusal.settlement {
-        insert(headers, PAYMENT_RESPONSE, settlement);
+        tell(headers, settlement, refusal.version);
     }
     if let Fault::Busy { retry_after } = refusal.fault {
         headers.insert(RETRY_AFTER, retry_after.as_secs().max(1).into());
@@ -174,9 +188,17 @@ pub fn bad_path(why: &str) -> Response<Bytes> {
 }
 
 /// Adds to the upstream's own answer what became of its payment, and keeps shared caches from storing it.
-pub fn paid(headers: &mut HeaderMap, settlement: &SettlementResponse) {
-    insert(headers, PAYMENT_RESPONSE, settlement);
+pub fn paid(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Version) {
+    tell(headers, settlement, version);
     keep_private(headers);
+}
+
+/// Says what became of a payment, in its own protocol version.
+fn tell(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Version) {
+    match version {
+        Version::V1 => insert(headers, X_PAYMENT_RESPONSE, &SettlementResponseV1::from(settlement)),
+        Version::V2 => insert(headers, PAYMENT_RESPONSE, settlement),
+    }
 }
 
 /// `Cache-Control: private`, unless the upstream is as strict or stricter. What it says of shared caches goes.
@@ -233,20 +255,22 @@ mod tests {
     use crate::scheme;
     use crate::x402::Reason;
     use crate::x402::key::Signature;
+    use crate::x402::wire::PaymentRequired;
 
     fn answered(denial: impl Into<Denial>) -> Response<Bytes> {
         let denial = denial.into();
         let required = denial.fault.is_payments().then(|| {
-            Box::new(PaymentRequired {
+            let v2 = PaymentRequired {
                 x402_version: 2,
                 error: Some(denial.reason.as_str().to_owned()),
                 resource: crate::x402::wire::ResourceInfo::default(),
                 accepts: Vec::new(),
                 extensions: serde_json::Map::new(),
-            })
+            };
+            Box::new(Demand { v2, v1: None })
         });
         let Denial { fault, reason, detail, settlement, .. } = denial;
-        refusal(&Refusal { fault, reason, detail, required, settlement })
+        refusal(&Refusal { fault, reason, detail, required, settlement, version: Version::V2 })
     }
 
     #[test]
@@ -290,7 +314,8 @@ mod tests {
         }
         let hurry = Fault::Busy { retry_after: Duration::from_millis(1) };
         let Denial { reason, detail, .. } = Denial::busy("x");
-        let response = refusal(&Refusal { fault: hurry, reason, detail, required: None, settlement: None });
+        let version = Version::V1;
+        let response = refusal(&Refusal { fault: hurry, reason, detail, required: None, settlement: None, version });
         assert_eq!(response.headers()[RETRY_AFTER], "1", "never at once");
     }
 

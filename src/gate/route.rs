@@ -86,6 +86,10 @@ pub enum Payee {
 pub enum EvmScheme {
     /// By vouchers of a channel, any part of which may be charged.
     BatchSettlement,
+    /// By an authorization of exactly the price.
+    Exact,
+    /// By an authorization of at most the price, of which any part may be charged.
+    Upto,
 }
 
 impl Payee {

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::{Entry, OccupiedEntry};
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 use super::changes::Pen;
 use super::channel::{BidOf, Channel, ChannelOf, ChannelTerms, Family, Voucher};
+use super::purse::Purse;
 use super::queue::Queue;
 use super::store::{ChannelRecord, RecordOf};
 use super::{CloseGuard, Exposure, Limits, Refused, Reservation};
@@ -202,35 +204,33 @@ impl<F: Family> Default for Shard<F> {
     }
 }
 
-#[derive(Clone, Copy, Default)]
-struct Totals {
-    exposed: Amount,
-    reserved: Amount,
-    held: usize,
-    known: usize,
-}
-
 /// All channels.
 pub(super) struct Book<F: Family> {
     shards: Box<[Mutex<Shard<F>>]>,
     hasher: RandomState,
-    totals: Mutex<Totals>,
+    /// What is at risk here and in the merchant's other ledgers.
+    purse: Arc<Purse>,
+    /// Requests in flight, and known channels.
+    held: AtomicUsize,
+    known: AtomicUsize,
     sellers: Mutex<Vec<Arc<F::Seller>>>,
     limits: Limits,
     /// Told when the exposure comes near a limit.
-    pub(super) pressed: Notify,
+    pub(super) pressed: Arc<Notify>,
 }
 
 impl<F: Family> Book<F> {
     /// An empty book.
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, purse: Arc<Purse>) -> Self {
         Self {
             shards: std::iter::repeat_with(Mutex::default).take(SHARDS).collect(),
             hasher: RandomState::new(),
-            totals: Mutex::default(),
+            held: AtomicUsize::new(0),
+            known: AtomicUsize::new(0),
             sellers: Mutex::default(),
             limits,
-            pressed: Notify::new(),
+            pressed: purse.listen(),
+            purse,
         }
     }
 
@@ -283,18 +283,20 @@ impl<F: Family> Book<F> {
     /// the request in flight has ended.
     pub(super) fn room(&self, amount: Amount, exposure: Amount) -> bool {
         let fits = |max: Option<Amount>, sum: Option<Amount>| max.is_none_or(|max| sum.is_some_and(|sum| sum <= max));
-        let mut totals = self.totals.lock();
-        let total = totals.exposed.checked_add(totals.reserved).and_then(|sum| sum.checked_add(amount));
-        let fits = fits(self.limits.exposure_max, total)
-            && fits(self.limits.channel_exposure_max, exposure.checked_add(amount))
-            && total.is_some();
+        let fits = self.purse.with(|sums| {
+            let total = sums.exposed.checked_add(sums.reserved).and_then(|sum| sum.checked_add(amount));
+            let fits = fits(self.limits.exposure_max, total)
+                && fits(self.limits.channel_exposure_max, exposure.checked_add(amount))
+                && total.is_some();
+            if fits {
+                sums.reserved = sums.reserved.saturating_add(amount);
+            }
+            fits
+        });
         if fits {
-            totals.reserved = totals.reserved.saturating_add(amount);
-            totals.held += 1;
-        }
-        drop(totals);
-        if !fits {
-            self.pressed.notify_one();
+            self.held.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.purse.press();
         }
         fits
     }
@@ -310,13 +312,12 @@ impl<F: Family> Book<F> {
             }
             largest = largest.max(shard.largest);
         }
-        Exposure { total: self.totals.lock().exposed, largest }
+        Exposure { total: self.purse.with(|sums| sums.exposed), largest }
     }
 
     /// How many channels are known, and how many requests are in flight.
     pub(super) fn counts(&self) -> (usize, usize) {
-        let totals = self.totals.lock();
-        (totals.known, totals.held)
+        (self.known.load(Ordering::Relaxed), self.held.load(Ordering::Relaxed))
     }
 
     /// Visits every known channel's record, with no lock held.
@@ -366,20 +367,26 @@ impl<F: Family> Book<F> {
         if ended.is_none() && before.exposure == after.exposure && before.known == after.known {
             return;
         }
-        let mut totals = self.totals.lock();
-        if let Some((_, amount)) = ended {
-            totals.reserved = totals.reserved.saturating_sub(amount);
-            totals.held = totals.held.saturating_sub(1);
+        let (was, is) = self.purse.with(|sums| {
+            if let Some((_, amount)) = ended {
+                sums.reserved = sums.reserved.saturating_sub(amount);
+            }
+            let was = sums.exposed;
+            sums.exposed = was.saturating_sub(before.exposure).saturating_add(after.exposure);
+            (was, sums.exposed)
+        });
+        if ended.is_some() {
+            self.held.fetch_sub(1, Ordering::Relaxed);
         }
-        let was = totals.exposed;
-        totals.exposed = was.saturating_sub(before.exposure).saturating_add(after.exposure);
-        totals.known = totals.known.saturating_sub(usize::from(before.known)).saturating_add(usize::from(after.known));
-        let is = totals.exposed;
-        drop(totals);
+        match (before.known, after.known) {
+            (false, true) => drop(self.known.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(self.known.fetch_sub(1, Ordering::Relaxed)),
+            (true, true) | (false, false) => {}
+        }
         if crossed(self.limits.exposure_max, was, is)
             || crossed(self.limits.channel_exposure_max, before.exposure, after.exposure)
         {
-            self.pressed.notify_one();
+            self.purse.press();
         }
     }
 }

@@ -23,6 +23,7 @@ use super::answers::Answers;
 use super::book::{Book, Closing, Held, Slot};
 use super::changes::Pen;
 use super::channel::{Bid, BidOf, Channel, ChannelTerms, Denied, Family, Moment};
+use super::purse::Purse;
 use super::queue::Waiter;
 use super::store::{Store, StoreError};
 use super::{CloseGuard, Entry, Limits, Refused, Reservation};
@@ -75,9 +76,9 @@ enum NotNow {
 }
 
 impl<F: Family> Core<F> {
-    pub(super) fn new(store: Arc<dyn Store<F>>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
+    pub(super) fn new(store: Arc<dyn Store<F>>, clock: Arc<dyn Clock>, limits: Limits, purse: Arc<Purse>) -> Self {
         Self {
-            book: Book::new(limits.clone()),
+            book: Book::new(limits.clone(), purse),
             store,
             clock,
             answers: Answers::new(limits.answers),

@@ -57,6 +57,8 @@ pub struct EvmOptions {
     pub rules: EvmRules,
     /// How many channels share a claim, 1 to [`CLAIMS_MAX`].
     pub batch_claims: usize,
+    /// The most that the totals of one claim may come to: what the signer lets one signature name.
+    pub batch_total_max: Amount,
     /// How many claim batches one round makes.
     pub round_batches_max: usize,
     /// How waits grow after failures.
@@ -78,6 +80,7 @@ impl EvmOptions {
             interval: Duration::from_secs(600),
             rules: EvmRules { min_amount: Amount::new(10_000), max_age: Duration::from_secs(3_600), worth_multiple: 0 },
             batch_claims: CLAIMS_MAX,
+            batch_total_max: Amount::new(u128::MAX),
             round_batches_max: 16,
             backoff: Backoff {
                 first: Duration::from_secs(2),
@@ -92,9 +95,14 @@ impl EvmOptions {
     }
 }
 
-/// What a claim costs, so that a batch can wait until it is worth it.
+/// What a claim takes and costs, so that a batch fits a transaction and can wait until it is worth it.
 #[async_trait]
 pub trait ClaimCost: Send + Sync {
+    /// How many claims fit a transaction.
+    fn claims_max(&self) -> usize {
+        CLAIMS_MAX
+    }
+
     /// The cost of one claim of so many channels and its payout, in the seller's token.
     ///
     /// # Errors

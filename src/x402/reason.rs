@@ -255,6 +255,8 @@ reasons! {
     ExactEvmSignature = "invalid_exact_evm_payload_signature",
     /// The authorization pays somebody else.
     ExactEvmRecipient = "invalid_exact_evm_payload_recipient_mismatch",
+    /// The authorization's nonce was used before, or its payer has cancelled it.
+    ExactEvmNonceUsed = "invalid_exact_evm_nonce_already_used",
     /// The transaction failed on chain.
     InvalidTransactionState = "invalid_transaction_state",
 
@@ -272,6 +274,8 @@ reasons! {
     Permit2Token = "permit2_token_mismatch",
     /// The Permit2 authorization's signature is not the payer's.
     Permit2Signature = "invalid_permit2_signature",
+    /// The Permit2 authorization's nonce was used before, or its payer has cancelled it.
+    Permit2NonceUsed = "permit2_invalid_nonce",
     /// The payer must let Permit2 move the token first.
     Permit2Allowance = "permit2_allowance_required",
     /// The Permit2 authorization is bound to another facilitator.

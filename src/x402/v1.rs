@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Network;
+use super::wire::SettlementResponse;
 use crate::amount::Amount;
 
 /// Client to server: the payment.
@@ -95,6 +96,20 @@ pub struct SettlementResponseV1 {
     /// Who paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payer: Option<String>,
+}
+
+impl From<&SettlementResponse> for SettlementResponseV1 {
+    /// What version 1 has no word for is left out.
+    fn from(settlement: &SettlementResponse) -> Self {
+        let network = &settlement.network;
+        Self {
+            success: settlement.success,
+            error_reason: settlement.error_reason.clone(),
+            transaction: settlement.transaction.clone(),
+            network: network.short_name().unwrap_or(network.as_str()).to_owned(),
+            payer: settlement.payer.clone(),
+        }
+    }
 }
 
 #[cfg(test)]

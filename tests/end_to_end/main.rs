@@ -6,6 +6,7 @@
 mod crash;
 mod interop;
 mod large;
+mod metered;
 mod monitoring;
 mod nginx;
 mod serving;

@@ -6,6 +6,7 @@
 mod batch;
 mod deposits;
 mod doubles;
+mod evm;
 mod metered;
 mod refunds;
 mod replay;

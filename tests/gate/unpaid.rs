@@ -235,7 +235,7 @@ async fn scripts_can_read_the_payment_headers() {
         values.iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(", ")
     };
     let answer = site.send(get("/free")).await.unwrap();
-    assert_eq!(exposed(&answer), "x-own, PAYMENT-REQUIRED, PAYMENT-RESPONSE, PAYMENT-SIGNATURE");
+    assert_eq!(exposed(&answer), "x-own, PAYMENT-REQUIRED, PAYMENT-RESPONSE, PAYMENT-SIGNATURE, X-PAYMENT-RESPONSE");
     assert_eq!(answer.headers["access-control-allow-origin"], "*", "the upstream's word stands");
     let answer = site.send(get("/quote")).await.unwrap();
     assert!(exposed(&answer).contains("PAYMENT-REQUIRED"));
@@ -246,5 +246,6 @@ async fn scripts_can_read_the_payment_headers() {
     assert_eq!(exposed(&site.get("/quote", None).await.unwrap()), "", "nothing where there is no origin");
     site.answers(200, &[("access-control-allow-origin", "https://app.example")]);
     let answer = site.send(preflight("https://app.example")).await.unwrap();
-    assert_eq!(answer.headers["access-control-allow-headers"], "PAYMENT-SIGNATURE, Access-Control-Expose-Headers");
+    let allowed = &answer.headers["access-control-allow-headers"];
+    assert_eq!(allowed, "PAYMENT-SIGNATURE, X-PAYMENT, Access-Control-Expose-Headers");
 }

@@ -16,9 +16,11 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
+use turnpike::gate::Gate;
 use turnpike::gate::charge::Missing;
 use turnpike::gate::route::{Pricing, Route};
 use turnpike::layer::{Cors, LayerOptions, RouteMatch, TurnpikeLayer, Verdict};
+use turnpike::x402::v1::SettlementResponseV1;
 use turnpike::x402::wire::{PaymentRequired, PaymentRequirements, SettlementResponse};
 
 use crate::doubles::{House, bytes, fixed, header, metered, route, tokens};
@@ -126,6 +128,10 @@ impl Answer {
         self.decoded("payment-required")
     }
 
+    pub fn settlement_v1(&self) -> Option<SettlementResponseV1> {
+        self.decoded("x-payment-response")
+    }
+
     pub fn settlement(&self) -> Option<SettlementResponse> {
         self.decoded("payment-response")
     }
@@ -149,7 +155,7 @@ impl Site {
     }
 
     pub fn with(house: &House, options: LayerOptions) -> Self {
-        let table: Vec<(&str, Arc<Route>)> = vec![
+        let table = vec![
             ("/quote", fixed()),
             ("/metered", metered()),
             ("/free", route("/free", Pricing::Free)),
@@ -157,6 +163,15 @@ impl Site {
             ("/strict", tokens("/strict", Some(Missing::Refuse))),
             ("/bytes", bytes("/bytes")),
         ];
+        Self::over(&house.gate, table, options)
+    }
+
+    /// A site with these routes, by their paths.
+    pub fn of_routes(gate: &Arc<Gate>, table: Vec<(&'static str, Arc<Route>)>) -> Self {
+        Self::over(gate, table, LayerOptions::default())
+    }
+
+    fn over(gate: &Arc<Gate>, table: Vec<(&'static str, Arc<Route>)>, options: LayerOptions) -> Self {
         let routes = move |parts: &http::request::Parts| {
             if parts.uri.path() == "/open" {
                 return RouteMatch::Free;
@@ -165,7 +180,7 @@ impl Site {
             found.map_or(RouteMatch::Unlisted, |(_, route)| RouteMatch::Route(Arc::clone(route)))
         };
         Self {
-            layer: TurnpikeLayer::new(Arc::clone(&house.gate), routes, options),
+            layer: TurnpikeLayer::new(Arc::clone(gate), routes, options),
             behaviour: Arc::new(Mutex::new(Behaviour::Answers(StatusCode::OK, Vec::new()))),
             seen: Arc::default(),
         }

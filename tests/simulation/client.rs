@@ -12,7 +12,7 @@ use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 use turnpike::chain::Blockhash;
 use turnpike::gate::route::Route;
-use turnpike::gate::{AdmitRequest, Finished, Gate, Outcome};
+use turnpike::gate::{AdmitRequest, Finished, Gate, Outcome, PaymentHeader};
 use turnpike::ledger::channel::{Seller, Terms};
 use turnpike::scheme::svm::program::{self, Call};
 use turnpike::scheme::svm::transaction::{Instruction, Transaction};
@@ -170,6 +170,7 @@ pub struct Upstream {
 /// A request for the shop's one resource.
 pub fn ask<'a>(route: &'a Arc<Route>, payment_header: Option<&'a [u8]>) -> AdmitRequest<'a> {
     let (method, host, target) = (&Method::GET, Some("shop"), "/x");
+    let payment_header = payment_header.map(PaymentHeader::V2);
     AdmitRequest { route, method, host, target, url: "http://shop/x", payment_header }
 }
 

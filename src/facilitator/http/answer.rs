@@ -209,7 +209,9 @@ fn without_word(answered: &Answered, what: &str) -> Failure {
         |hint: &str| Failure::of(Reached::TurnedAway, Outcome::TurnedAway, format!("HTTP {status}: {hint}"));
     match status.as_u16() {
         401 | 403 => turned_away("it does not know us; check this facilitator's bearer_token or headers"),
-        404 | 405 => turned_away("nothing is served there; check this facilitator's url, to which /verify is added"),
+        404 | 405 => turned_away(
+            "nothing is served there; check this facilitator's url, to which /supported, /verify and /settle are added",
+        ),
         413 | 415 => turned_away("it does not take this request"),
         307 | 308 => turned_away("it is elsewhere, and redirects are not followed; write the url that it redirects to"),
         429 => Failure::Failed {

@@ -27,9 +27,9 @@ pub(super) struct Handover(Arc<AtomicBool>);
 pub(super) struct Withdrawn;
 
 impl Payload {
-    /// A body, and the asker's end of it.
+    /// A body, and the asker's end of it. An empty one cannot be withdrawn: nobody could tell whether it was taken.
     pub(super) fn new(bytes: Bytes) -> (Self, Handover) {
-        let decided = Arc::new(AtomicBool::new(false));
+        let decided = Arc::new(AtomicBool::new(bytes.is_empty()));
         (Self { left: Some(bytes).filter(|bytes| !bytes.is_empty()), decided: Arc::clone(&decided) }, Handover(decided))
     }
 }
@@ -81,5 +81,8 @@ mod tests {
         let (mut payload, handover) = Payload::new(Bytes::from_static(b"x"));
         assert!(handover.withdraw());
         assert!(matches!(poll(&mut payload), Poll::Ready(Some(Err(Withdrawn)))), "it cannot be taken any more");
+
+        let (payload, handover) = Payload::new(Bytes::new());
+        assert!(payload.is_end_stream() && !handover.withdraw());
     }
 }

@@ -14,7 +14,7 @@ use super::super::recent::{Entered, Shut};
 use super::super::refusal::Denial;
 use super::super::replay::Draft;
 use super::super::{Context, Gate, Held, Paid, Passed};
-use super::{EvmGate, EvmNetwork, asked, state};
+use super::{EvmGate, EvmNetwork, LOOKS, asked, state};
 use crate::amount::Amount;
 use crate::facilitator::interface::{InterfaceError, Payment, Settled};
 use crate::ledger::channel::{Evm, EvmOnChain};
@@ -30,9 +30,6 @@ use crate::telemetry::Waiting;
 use crate::x402::evm::B256;
 use crate::x402::wire::{PaymentPayload, SettlementResponse};
 use crate::x402::{Account, ChannelId, Reason};
-
-/// How often a deposit whose fate is unknown is looked up before the client is told so.
-const LOOKS: u32 = 5;
 
 /// A reserved price, with the deposit that came along.
 pub(in crate::gate) struct Hold {
@@ -111,7 +108,9 @@ impl Gate {
     ) -> Result<VerifiedVoucher, Denial> {
         match checked {
             Checked::Verified(verified) => {
-                if let Usable::Fresh = self.usable(evm, verified.terms()) {
+                if !outgrows(evm, &verified)
+                    && let Usable::Fresh = self.usable(evm, verified.terms())
+                {
                     return Ok(verified);
                 }
                 refuse_stale(evm, verified.terms(), verified.cumulative())?;
@@ -153,12 +152,9 @@ impl Gate {
             Usable::Fresh | Usable::IfNeeded => Ok(()),
             Usable::No => Err(denial),
         };
-        // One question per channel, and a bound on all of them.
+        // One question per channel.
         let Ok(_reading) = evm.reading.enter(terms.id, self.clock.now()) else {
             return or_usable(Denial::busy("the channel is being read; try again"));
-        };
-        let Ok(_permit) = self.chain_reads.try_acquire() else {
-            return or_usable(Denial::busy("too many channels are being read; try again"));
         };
         match ask(self, network, &payment, terms).await {
             Ok(on_chain) => self.take_up_evm(evm, terms, on_chain).await,
@@ -250,13 +246,17 @@ enum Usable {
     No,
 }
 
-/// The channel of a payment as the facilitator finds it, which refuses what would not settle.
+/// The channel of a payment as the facilitator finds it, which refuses what would not settle. Anybody can make us ask,
+/// so there is a bound on how many ask at once.
 pub(super) async fn ask(
     gate: &Gate,
     network: &EvmNetwork,
     payment: &Payment,
     terms: &EvmTerms,
 ) -> Result<EvmOnChain, Denial> {
+    let Ok(_permit) = gate.chain_reads.try_acquire() else {
+        return Err(Denial::busy("too many channels are being read; try again"));
+    };
     // From before the question, so that what happens meanwhile counts as later.
     let read_at = gate.clock.now();
     let verified = network.facilitator.verify(payment).await?;
@@ -281,6 +281,13 @@ fn refuse_stale(evm: &EvmGate, terms: &EvmTerms, cumulative: Amount) -> Result<(
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether a voucher is above what its channel is known to hold: a deposit may have come that we know nothing of, such
+/// as one of unknown fate.
+fn outgrows(evm: &EvmGate, verified: &VerifiedVoucher) -> bool {
+    let known = evm.ledger.channel(&verified.terms().id);
+    known.is_some_and(|record| record.on_chain.balance < verified.cumulative())
 }
 
 struct Reserved {
@@ -387,7 +394,7 @@ impl HeldDeposit {
     ) -> Result<(String, EvmOnChain), Denial> {
         let network = gate.evm()?.network(&context.offer)?;
         let (transaction, on_chain) = match network.facilitator.settle(&self.payment).await {
-            Ok(settled) => self.after(gate, network, terms, settled).await?,
+            Ok(settled) => self.after(gate, network, context, terms, settled).await?,
             Err(error @ InterfaceError::Unknown { .. }) => match self.find(gate, network, terms).await {
                 Some(on_chain) => (unknown_transaction(&error), on_chain),
                 None => return Err(context.not_settled(terms.payer, error)),
@@ -408,14 +415,20 @@ impl HeldDeposit {
         &self,
         gate: &Gate,
         network: &EvmNetwork,
+        context: &Context,
         terms: &EvmTerms,
         settled: Settled,
     ) -> Result<(String, EvmOnChain), Denial> {
-        let on_chain = match EvmChannelState::read(&settled.extra, terms, gate.clock.now()) {
-            Some(on_chain) => on_chain,
-            None => self.find(gate, network, terms).await.ok_or_else(Denial::unavailable)?,
-        };
-        Ok((settled.transaction, on_chain))
+        if let Some(on_chain) = EvmChannelState::read(&settled.extra, terms, gate.clock.now()) {
+            return Ok((settled.transaction, on_chain));
+        }
+        match self.find(gate, network, terms).await {
+            Some(on_chain) => Ok((settled.transaction, on_chain)),
+            None => {
+                let failed = context.evm_failed(terms.payer, Reason::ChainUnavailable, Some(settled.transaction));
+                Err(Denial::unavailable().settling(failed))
+            }
+        }
     }
 
     /// Looks for a deposit of which it is not known whether it was settled: whether the channel has come to hold it.

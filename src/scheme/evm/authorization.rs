@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::eip712::{Domain, Permit2Transfer, Witness, permit2_digest};
 use super::signature::{Signed, signed_by};
-use super::{AUTHORIZATION_SECONDS_LEFT_MIN, TransferMethod};
+use super::{AUTHORIZATION_SECONDS_LEFT_MIN, EvmSeller, TransferMethod};
 use crate::amount::Amount;
 use crate::scheme::{Refused, ensure};
 use crate::x402::evm::{Address, AnySignature, U256};
@@ -38,6 +38,21 @@ pub struct EvmOffer {
 }
 
 impl EvmOffer {
+    /// A seller's offer at a price, or up to one.
+    #[must_use]
+    pub fn new(seller: &EvmSeller, amount: Amount) -> Self {
+        Self {
+            network: seller.network.clone(),
+            chain_id: seller.chain_id,
+            token: seller.token,
+            token_name: Arc::clone(&seller.token_name),
+            token_version: Arc::clone(&seller.token_version),
+            transfer_method: seller.transfer_method,
+            pay_to: seller.pay_to,
+            amount,
+        }
+    }
+
     /// The domain under which the token's owners sign.
     #[must_use]
     pub fn token_domain(&self) -> Domain {

@@ -63,7 +63,5 @@ pub(crate) fn seller(transfer_method: TransferMethod) -> EvmSeller {
 
 /// The same seller's offer to whoever pays 10000 once.
 pub(crate) fn offer(transfer_method: TransferMethod) -> EvmOffer {
-    let EvmSeller { network, chain_id, token, token_name, token_version, pay_to, .. } = seller(transfer_method);
-    let amount = Amount::new(10_000);
-    EvmOffer { network, chain_id, token, token_name, token_version, transfer_method, pay_to, amount }
+    EvmOffer::new(&seller(transfer_method), Amount::new(10_000))
 }

@@ -24,7 +24,7 @@ use crate::scheme::batch_settlement_evm::SCHEME;
 use crate::scheme::evm::{EvmSeller, contracts};
 use crate::signer::SignerError;
 use crate::x402::Reason;
-use crate::x402::evm::{B256, EvmSignature};
+use crate::x402::evm::{Address, B256, EvmSignature};
 use crate::x402::wire::X402_VERSION;
 
 /// How often a claim is asked for without an answer before it is given up and taken apart.
@@ -97,7 +97,14 @@ impl EvmSettlement {
             }
         };
         self.parts.observer.refused(EvmBatchKind::Claim, &lines, &why);
-        EvmBatchReport { id: 0, kind: EvmBatchKind::Claim, lines, transaction: None, outcome: Outcome::Refused { why } }
+        EvmBatchReport {
+            id: 0,
+            token: due.first().map_or(Address::ZERO, |line| line.record.terms.seller.token),
+            kind: EvmBatchKind::Claim,
+            lines,
+            transaction: None,
+            outcome: Outcome::Refused { why },
+        }
     }
 
     /// Finds out what became of a journalled batch; one that is not on chain is asked for again.
@@ -388,5 +395,12 @@ fn paid_out(settled: &Settled) -> Amount {
 }
 
 fn report(batch: EvmBatch, outcome: Outcome) -> EvmBatchReport {
-    EvmBatchReport { id: batch.id, kind: batch.kind, lines: batch.lines, transaction: batch.transaction, outcome }
+    EvmBatchReport {
+        id: batch.id,
+        kind: batch.kind,
+        token: batch.token,
+        lines: batch.lines,
+        transaction: batch.transaction,
+        outcome,
+    }
 }

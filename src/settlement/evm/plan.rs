@@ -97,10 +97,15 @@ pub fn due(record: &RecordOf<Evm>, rules: &EvmRules, moment: EvmMoment) -> Optio
     Some(EvmDue { record: record.clone(), total, urgency })
 }
 
-/// Puts what is due into batches of up to `claims_max`, those that must not wait and then the largest first. Channels of
-/// one seller only share a batch; `alone` has one to itself.
+/// Puts what is due into batches of up to `claims_max` whose totals come to no more than `total_max`, those that must not
+/// wait and then the largest first. Channels of one seller only share a batch; `alone` has one to itself.
 #[must_use]
-pub fn pack(mut due: Vec<EvmDue>, claims_max: usize, alone: &dyn Fn(&EvmDue) -> bool) -> Vec<Vec<EvmDue>> {
+pub fn pack(
+    mut due: Vec<EvmDue>,
+    claims_max: usize,
+    total_max: Amount,
+    alone: &dyn Fn(&EvmDue) -> bool,
+) -> Vec<Vec<EvmDue>> {
     due.sort_by(|a, b| {
         a.urgency
             .cmp(&b.urgency)
@@ -117,7 +122,9 @@ pub fn pack(mut due: Vec<EvmDue>, claims_max: usize, alone: &dyn Fn(&EvmDue) -> 
             continue;
         }
         let fits = |batch: &Vec<EvmDue>| {
+            let totals = batch.iter().fold(line.total, |sum, line| sum.saturating_add(line.total));
             batch.len() < claims_max.max(1)
+                && totals <= total_max
                 && batch.first().is_some_and(|first| first.record.terms.seller == line.record.terms.seller)
         };
         let place = open.iter().copied().find(|place| batches.get(*place).is_some_and(fits));

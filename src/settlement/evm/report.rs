@@ -9,7 +9,7 @@ use crate::clock::UnixMillis;
 use crate::ledger::channel::Evm;
 use crate::ledger::channel::evm::{EvmBatch, EvmBatchKind};
 use crate::ledger::store::RecordOf;
-use crate::x402::evm::B256;
+use crate::x402::evm::{Address, B256};
 
 /// One batch of a round.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct EvmBatchReport {
     pub id: u64,
     /// What it does.
     pub kind: EvmBatchKind,
+    /// What is claimed or paid out.
+    pub token: Address,
     /// Of a claim: the channels, each with the total that it is brought to.
     pub lines: Vec<(B256, Amount)>,
     /// The transaction, where somebody named it.

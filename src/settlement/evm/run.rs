@@ -122,7 +122,9 @@ impl EvmSettlement {
         }
         let state = self.state.lock();
         let alone = |line: &EvmDue| state.waits.get(&line.record.terms.id).is_some_and(|wait| wait.alone);
-        plan::pack(due, self.options.batch_claims.clamp(1, super::CLAIMS_MAX), &alone)
+        let fit = self.parts.cost.as_ref().map_or(super::CLAIMS_MAX, |cost| cost.claims_max());
+        let claims_max = self.options.batch_claims.min(fit).clamp(1, super::CLAIMS_MAX);
+        plan::pack(due, claims_max, self.options.batch_total_max, &alone)
     }
 
     /// Whether a batch is worth its cost; `None` where that cannot be found out, and it does not press.

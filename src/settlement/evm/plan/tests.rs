@@ -84,7 +84,9 @@ proptest! {
 
     #[test]
     fn every_channel_is_in_one_batch_and_the_urgent_come_first(
-        lines in proptest::collection::vec((0usize..4, 1u64..50, any::<bool>()), 0..40), max in 1usize..7,
+        lines in proptest::collection::vec((0usize..4, 1u64..50, any::<bool>()), 0..40),
+        max in 1usize..7,
+        total_max in 40u128..300,
     ) {
         let urgencies = [Urgency::Withdrawal, Urgency::Age, Urgency::Pressed, Urgency::Amount];
         let due: Vec<EvmDue> = (1u8..)
@@ -97,7 +99,8 @@ proptest! {
             .collect();
         let lone: Vec<B256> =
             due.iter().zip(&lines).filter(|(_, (_, _, alone))| *alone).map(|(due, _)| due.record.terms.id).collect();
-        let batches = pack(due.clone(), max, &|line| lone.contains(&line.record.terms.id));
+        let total_max = Amount::new(total_max);
+        let batches = pack(due.clone(), max, total_max, &|line| lone.contains(&line.record.terms.id));
         let mut ids: Vec<B256> = batches.iter().flatten().map(|line| line.record.terms.id).collect();
         ids.sort();
         let mut all: Vec<B256> = due.iter().map(|line| line.record.terms.id).collect();
@@ -106,5 +109,7 @@ proptest! {
         prop_assert!(batches.iter().all(|batch| batch.len() <= max && !batch.is_empty()));
         prop_assert!(batches.iter().all(|b| b.len() == 1 || b.iter().all(|l| !lone.contains(&l.record.terms.id))));
         prop_assert!(batches.iter().map(|batch| batch[0].urgency).is_sorted());
+        let total = |batch: &Vec<EvmDue>| batch.iter().map(|line| line.total.get()).sum::<u128>();
+        prop_assert!(batches.iter().all(|batch| batch.len() == 1 || total(batch) <= total_max.get()));
     }
 }

@@ -1,7 +1,8 @@
 //! JSON-RPC calls over several endpoints: order, time-outs, retries, limits, and what an error answer means.
 //!
+//! Shared by the adapters of both families of chains, each of which brings its own reading of error codes.
 //! Every call made through here may be repeated: reads change nothing, and sending the same signed bytes again is the
-//! same transaction to a cluster. A call ends with the first usable answer, or when its time or its rounds are used up.
+//! same transaction to a chain. A call ends with the first usable answer, or when its time or its rounds are used up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,14 +22,112 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Observer, Outcome, SvmRpcError, SvmRpcOptions};
-use crate::chain::ChainError;
-use crate::http_client::endpoint::{BadEndpoint, Endpoint, EndpointHealth};
+pub use crate::http_client::endpoint::EndpointHealth;
+use crate::http_client::endpoint::{BadEndpoint, Endpoint};
 use crate::http_client::{RETRY_AFTER_DEFAULT, causes, connector, read, retry_after};
 
 /// The first pause between rounds; it doubles.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How endpoints are asked.
+#[derive(Clone)]
+pub(super) struct ClientOptions {
+    /// URLs in order of preference. They may hold secrets.
+    pub(super) endpoints: Vec<String>,
+    /// How long one endpoint may take to answer.
+    pub(super) attempt_timeout: Duration,
+    /// How long all attempts of one call may take together.
+    pub(super) call_timeout: Duration,
+    /// How often every endpoint is tried before a call fails.
+    pub(super) rounds_max: u32,
+    /// After how many failures in a row an endpoint goes to the end of the order.
+    pub(super) failures_max: u32,
+    /// For how long.
+    pub(super) cool_down: Duration,
+    /// What a family's error answers mean.
+    pub(super) judge: fn(&RpcError) -> Verdict,
+}
+
+/// What an error answer is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The request: no other endpoint would say otherwise.
+    Request,
+    /// The endpoint, which is behind what we have seen; it will catch up.
+    Behind,
+    /// The endpoint, which wants to be left alone for a while.
+    Limited,
+    /// The endpoint, which does not serve this method. It did not carry the request out.
+    NotServed,
+    /// The endpoint, which failed inside and may have carried the request out.
+    Failed,
+}
+
+/// Why there is no client. Never repeats a URL.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RpcSetupError {
+    /// None is configured.
+    #[error("no chain endpoint is configured: name at least one URL")]
+    NoEndpoint,
+    /// One cannot be used.
+    #[error("chain endpoint {number} {what}")]
+    Endpoint {
+        /// Counted from one.
+        number: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The TLS library does not start.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+}
+
+/// How one attempt ended, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// With a result.
+    Answered,
+    /// With an error about the request.
+    Refused,
+    /// Rate limited.
+    Limited,
+    /// The node is behind what we have seen.
+    Behind,
+    /// No answer in time.
+    TimedOut,
+    /// Not reached, broken off, or failed inside.
+    Failed,
+    /// Unreadable.
+    Malformed,
+}
+
+impl Outcome {
+    /// The value of a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Limited => "limited",
+            Self::Behind => "behind",
+            Self::TimedOut => "timed_out",
+            Self::Failed => "failed",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// Is told of every attempt.
+pub trait Observer: Send + Sync {
+    /// One attempt at one endpoint, which is named without secrets.
+    fn observe(&self, endpoint: &str, method: &'static str, outcome: Outcome, took: Duration);
+}
+
+/// Tells nobody.
+impl Observer for () {
+    fn observe(&self, _: &str, _: &'static str, _: Outcome, _: Duration) {}
+}
 
 /// An error answer that is about the request.
 #[derive(Clone, Debug, Deserialize)]
@@ -53,19 +152,6 @@ pub(super) enum CallError {
     },
     /// The last answer cannot be read.
     Malformed(String),
-}
-
-impl CallError {
-    /// For calls that only read: an error answer means that the request or the endpoint is wrong.
-    pub(super) fn of_read(self, method: &'static str) -> ChainError {
-        match self {
-            Self::Unavailable(detail) => ChainError::Unavailable(detail),
-            Self::Rpc { error, .. } => {
-                ChainError::Malformed { method, what: format!("error {}: {}", error.code, error.message) }
-            }
-            Self::Malformed(what) => ChainError::Malformed { method, what },
-        }
-    }
 }
 
 /// How one attempt at one endpoint went wrong.
@@ -98,17 +184,18 @@ pub(super) struct Client {
     rounds_max: u32,
     failures_max: u32,
     cool_down: Duration,
+    judge: fn(&RpcError) -> Verdict,
 }
 
 impl Client {
-    pub(super) fn new(options: &SvmRpcOptions, observer: Arc<dyn Observer>) -> Result<Self, SvmRpcError> {
+    pub(super) fn new(options: &ClientOptions, observer: Arc<dyn Observer>) -> Result<Self, RpcSetupError> {
         if options.endpoints.is_empty() {
-            return Err(SvmRpcError::NoEndpoint);
+            return Err(RpcSetupError::NoEndpoint);
         }
         let mut endpoints: Vec<Endpoint> = Vec::with_capacity(options.endpoints.len());
         for (index, text) in options.endpoints.iter().enumerate() {
             let number = index.saturating_add(1);
-            let wrong = |BadEndpoint(what)| SvmRpcError::Endpoint { number, what };
+            let wrong = |BadEndpoint(what)| RpcSetupError::Endpoint { number, what };
             let mut endpoint = Endpoint::parse(text).map_err(wrong)?;
             if endpoints.iter().any(|other| other.name == endpoint.name) {
                 endpoint.name = format!("{}#{number}", endpoint.name);
@@ -125,6 +212,7 @@ impl Client {
             rounds_max: options.rounds_max.max(1),
             failures_max: options.failures_max.max(1),
             cool_down: options.cool_down,
+            judge: options.judge,
         })
     }
 
@@ -253,7 +341,7 @@ impl Client {
             // Nodes answer a bad request with an error object; the bodies of all others are gateways' pages.
             StatusCode::BAD_REQUEST => {
                 let bytes = read(response, bytes_max).await.unwrap_or_default();
-                return match parse(&bytes).map_err(|error| judge(endpoint, error)) {
+                return match parse(&bytes).map_err(|error| self.judged(endpoint, error)) {
                     Err(AttemptError::Malformed(_)) => Err(failed("HTTP 400 Bad Request", false)),
                     judged => judged,
                 };
@@ -261,7 +349,29 @@ impl Client {
             status => return Err(failed(&format!("HTTP {status}"), status.is_server_error())),
         }
         let bytes = read(response, bytes_max).await.map_err(|detail| failed(&detail, true))?;
-        parse(&bytes).map_err(|error| judge(endpoint, error))
+        parse(&bytes).map_err(|error| self.judged(endpoint, error))
+    }
+
+    /// Tells errors about the endpoint from errors about the request.
+    fn judged(&self, endpoint: &Endpoint, error: AttemptError) -> AttemptError {
+        let mut error = match error {
+            AttemptError::Rpc(error) => error,
+            AttemptError::Malformed(what) => return AttemptError::Malformed(endpoint.scrub(&what)),
+            other => return other,
+        };
+        error.message = endpoint.scrub(&error.message);
+        let failed = |sent| AttemptError::Failed {
+            detail: format!("error {}: {}", error.code, error.message),
+            sent,
+            outcome: Outcome::Failed,
+        };
+        match (self.judge)(&error) {
+            Verdict::Behind => AttemptError::Behind(error.message),
+            Verdict::Limited => AttemptError::Limited(RETRY_AFTER_DEFAULT),
+            Verdict::NotServed => failed(false),
+            Verdict::Failed => failed(true),
+            Verdict::Request => AttemptError::Rpc(error),
+        }
     }
 }
 
@@ -328,8 +438,8 @@ impl Call {
 
 fn http_client(
     connect_timeout: Duration,
-) -> Result<HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>, SvmRpcError> {
-    let connector = connector(connect_timeout).map_err(SvmRpcError::Tls)?;
+) -> Result<HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>, RpcSetupError> {
+    let connector = connector(connect_timeout).map_err(RpcSetupError::Tls)?;
     Ok(HttpClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(60))
@@ -349,27 +459,5 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AttemptError> {
         Envelope { error: Some(error), .. } => Err(AttemptError::Rpc(error)),
         Envelope { result: Some(result), .. } => serde_json::from_str(result.get()).map_err(malformed),
         Envelope { .. } => Err(AttemptError::Malformed("neither a result nor an error".into())),
-    }
-}
-
-/// Tells errors about the endpoint from errors about the request (Agave, `rpc-client-api/src/custom_error.rs`).
-fn judge(endpoint: &Endpoint, error: AttemptError) -> AttemptError {
-    let mut error = match error {
-        AttemptError::Rpc(error) => error,
-        AttemptError::Malformed(what) => return AttemptError::Malformed(endpoint.scrub(&what)),
-        other => return other,
-    };
-    error.message = endpoint.scrub(&error.message);
-    match error.code {
-        // Behind the slot that we asked for, or behind the cluster.
-        -32016 | -32005 => AttemptError::Behind(error.message),
-        // Method not served here; inner failure; a block or slot that this node lacks; not indexed here.
-        -32601 | -32603 | -32001 | -32004 | -32007 | -32009 | -32010 | -32011 | -32014 => AttemptError::Failed {
-            detail: format!("error {}: {}", error.code, error.message),
-            sent: error.code != -32601,
-            outcome: Outcome::Failed,
-        },
-        429 | -32429 => AttemptError::Limited(RETRY_AFTER_DEFAULT),
-        _ => AttemptError::Rpc(error),
     }
 }
