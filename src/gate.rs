@@ -9,7 +9,8 @@
 //! and what is charged is durable when it returns; every other way out, dropping included, gives everything back. Names
 //! the ledger and the facilitator, and never a signer, so nothing on the request path can reach a key share.
 //!
-//! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both; on EVM networks [`evm`].
+//! Source: `scheme_batch_settlement_svm.md` and `scheme_upto_svm.md`, section 5 of both; on EVM networks [`evm`]. A
+//! payment of protocol version 1 is one of scheme `exact` on an EVM network.
 
 pub mod challenge;
 pub mod charge;
@@ -19,6 +20,7 @@ pub mod replay;
 pub mod reply;
 pub mod route;
 
+mod admission;
 mod batch;
 mod closer;
 mod metered;
@@ -31,18 +33,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::Method;
 use serde::de::DeserializeOwned;
 use serde_json::Map;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
+pub use self::admission::Admission;
+use self::admission::Held;
 use self::challenge::{Challenges, Demand, Prepared, PreparedOffer, Way};
-use self::charge::{Answered, Charge, Meter};
 use self::closer::MeteredCloser;
 use self::evm::{EvmGate, EvmSide};
 use self::recent::Recent;
 use self::refusal::{Denial, Refusal};
-use self::replay::{Claim, Draft, Known, Replays};
+use self::replay::{Claim, Known, Replays};
 use self::route::{Pricing, Route};
 use self::tasks::Tasks;
 use crate::amount::Amount;
@@ -51,7 +54,7 @@ use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
 use crate::ledger::answers::KeptAnswers;
 use crate::ledger::channel::Evm;
-use crate::ledger::store::{Answer, StoreError};
+use crate::ledger::store::Answer;
 use crate::scheme::exact_evm::Version;
 use crate::telemetry::Telemetry;
 use crate::x402::header;
@@ -530,177 +533,4 @@ impl Context {
 enum Passed {
     Paid { paid: Paid, held: Held },
     Answered(Box<SettlementResponse>),
-}
-
-/// What an answer costs.
-#[derive(Clone, Copy)]
-enum Cost {
-    Amount(Amount),
-    Nothing,
-    /// Nothing, and the answer must not be delivered.
-    Withheld,
-}
-
-/// What an admission holds back until it is finished.
-enum Held {
-    Batch(batch::Hold),
-    Metered(metered::Hold),
-    Evm(evm::Hold),
-    EvmOnce(Box<evm::OnceHold>),
-}
-
-/// A request that may pass. Dropped, it gives everything back.
-#[must_use = "an admission that is not finished is released"]
-pub struct Admission {
-    gate: Arc<Gate>,
-    context: Context,
-    paid: Paid,
-    held: Held,
-    /// The request's id, where it has one.
-    claim: Option<Claim>,
-}
-
-impl Admission {
-    /// Who paid what.
-    #[must_use]
-    pub fn paid(&self) -> &Paid {
-        &self.paid
-    }
-
-    /// The protocol version that the client speaks, and is to be answered in.
-    #[must_use]
-    pub fn version(&self) -> Version {
-        self.context.version
-    }
-
-    /// The longest body with which [`Self::finish_whole`] keeps the answer; `None` where it is not to be kept, so that
-    /// nobody needs to wait for the body.
-    #[must_use]
-    pub fn keeps(&self) -> Option<usize> {
-        self.claim.as_ref().map(Claim::body_bytes_max)
-    }
-
-    /// The route's meter, where the request is metered: for who reads the body, which it may need.
-    #[must_use]
-    pub fn meter(&self) -> Option<&Meter> {
-        self.is_metered().then(|| self.context.prepared.meter()).flatten()
-    }
-
-    fn is_metered(&self) -> bool {
-        match &self.held {
-            Held::Batch(_) => false,
-            Held::Metered(_) | Held::Evm(_) => true,
-            Held::EvmOnce(hold) => hold.is_metered(),
-        }
-    }
-
-    /// Charges for an answer with a status below 400, durably, and gives everything back for any other. To be called
-    /// when the upstream's response header has arrived and before it leaves. `headers` may say a metered charge.
-    pub async fn finish(self, status: StatusCode, headers: &HeaderMap) -> Finished {
-        self.finish_read(status, &Answered::head(headers)).await
-    }
-
-    /// The same for an answer of which more than the header is there, which may say a metered charge.
-    pub async fn finish_read(self, status: StatusCode, answered: &Answered<'_>) -> Finished {
-        let cost = self.cost(status, answered);
-        self.end(cost, None).await
-    }
-
-    /// The same for an answer that is there whole: it is kept, with its charge, so that the client can ask for it
-    /// again. Goes on to the end where the client has gone meanwhile. What cannot be kept is charged as by
-    /// [`Self::finish_read`].
-    pub async fn finish_whole(self, headers: &HeaderMap, draft: Draft) -> Finished {
-        let cost = self.cost(draft.status, &Answered::whole(headers, &draft.body));
-        let keeps = matches!(cost, Cost::Amount(_))
-            && self.claim.is_some()
-            && draft.bytes().is_some_and(|bytes| self.has_room(bytes));
-        if !keeps {
-            return self.end(cost, None).await;
-        }
-        let (tasks, version) = (self.gate.tasks.clone(), self.context.version);
-        let (sender, ended) = oneshot::channel();
-        tasks.spawn(async move {
-            // The client may be gone; then its answer waits for it.
-            let _ = sender.send(self.end(cost, Some(draft)).await);
-        });
-        let lost =
-            || Finished::Refused(Box::new(Denial::ours("a request's charge ended without an answer").bare(version)));
-        ended.await.unwrap_or_else(|_| lost())
-    }
-
-    fn has_room(&self, bytes: u64) -> bool {
-        match (&self.held, &self.gate.evm) {
-            (Held::Evm(_) | Held::EvmOnce(_), Some(evm)) => evm.ledger.has_room_for_answer(bytes),
-            _ => self.gate.ledger.has_room_for_answer(bytes),
-        }
-    }
-
-    fn cost(&self, status: StatusCode, answered: &Answered<'_>) -> Cost {
-        if status.as_u16() >= 400 {
-            return Cost::Nothing;
-        }
-        if !self.is_metered() {
-            return Cost::Amount(self.paid.amount);
-        }
-        match self.context.prepared.charge(&self.context.offer, answered) {
-            Charge::Take(amount) => Cost::Amount(amount),
-            Charge::Refuse => Cost::Withheld,
-        }
-    }
-
-    async fn end(self, cost: Cost, draft: Option<Draft>) -> Finished {
-        // The claim is held until the answer can be found.
-        let Self { gate, context, paid, held, claim } = self;
-        let keep = claim.as_ref().zip(draft).map(|(claim, draft)| (claim.id, draft));
-        let finished = match (held, cost) {
-            (Held::Batch(hold), Cost::Amount(_)) => {
-                hold.commit(&gate, &context, &paid, keep).await.map(Finished::Charged)
-            }
-            (Held::Batch(hold), Cost::Nothing | Cost::Withheld) => {
-                hold.release();
-                Ok(Finished::Released(None))
-            }
-            (Held::Evm(hold), Cost::Amount(charge)) => {
-                hold.commit(&gate, &context, &paid, charge, keep).await.map(Finished::Charged)
-            }
-            (Held::Evm(hold), Cost::Nothing) => {
-                hold.release();
-                Ok(Finished::Released(None))
-            }
-            (Held::Evm(hold), Cost::Withheld) => {
-                hold.release();
-                Ok(Finished::Unmetered(None))
-            }
-            (Held::EvmOnce(hold), Cost::Amount(charge)) => {
-                let charged = hold.charge(&gate, &context, &paid, charge).await;
-                if let (Ok(settlement), Some((id, draft)), Some(evm)) = (&charged, keep, &gate.evm) {
-                    let kept = evm.ledger.keep_answer(id, draft.answer(settlement)).await;
-                    not_kept(&paid, kept);
-                }
-                charged.map(Finished::Charged)
-            }
-            (Held::EvmOnce(_), Cost::Nothing) => Ok(Finished::Released(None)),
-            (Held::EvmOnce(_), Cost::Withheld) => Ok(Finished::Unmetered(None)),
-            (Held::Metered(hold), Cost::Amount(charge)) => {
-                let charged = hold.charge(&context, &paid, charge).await;
-                if let (Ok(settlement), Some((id, draft))) = (&charged, keep) {
-                    not_kept(&paid, gate.ledger.keep_answer(id, draft.answer(settlement)).await);
-                }
-                charged.map(Finished::Charged)
-            }
-            (Held::Metered(hold), Cost::Nothing) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
-            (Held::Metered(hold), Cost::Withheld) => Ok(Finished::Unmetered(hold.give_back(&context, &paid).await)),
-        };
-        finished.unwrap_or_else(|denial| Finished::Refused(Box::new(context.refuse(&gate, denial))))
-    }
-
-    /// Gives everything back: the upstream did not answer. The same as dropping, said aloud.
-    pub fn release(self) {}
-}
-
-/// An answer whose charge is on chain goes out whether it could be kept or not.
-fn not_kept(paid: &Paid, kept: Result<(), StoreError>) {
-    if let Err(error) = kept {
-        tracing::error!(payer = %paid.payer, %error, "a charged answer could not be kept");
-    }
 }

@@ -4,7 +4,8 @@
 //! through untouched, at once unless the client asks by an id that the answer be kept or its charge is in its body
 //! (`layer/collect.rs`); a price is charged when the inner service's answer has a header with a status below 400, and
 //! its body is whole where it is to be kept, before that header is handed out; an error, a status of 400 or more, a
-//! panic or a dropped future gives everything back. The inner service can trust `Turnpike-*` headers and the [`Paid`]
+//! panic or a dropped future gives everything back. A request with a payment in each protocol version pays with the
+//! second's. The inner service can trust `Turnpike-*` headers and the [`Paid`]
 //! extension: what came from outside is taken away.
 
 mod body;

@@ -239,7 +239,7 @@ impl Way {
         let served = match remote.supported().await {
             Ok(supported) => {
                 check_supported(&supported, network, evm)?;
-                served(&supported, &network.network)
+                Served::of(&supported, &network.network)
             }
             Err(error) => {
                 tracing::warn!(
@@ -279,18 +279,6 @@ fn check_supported(supported: &Supported, network: &NetworkConfig, evm: &EvmConf
         missing.join(", ")
     );
     Err(StartError { part: "facilitator", why })
-}
-
-fn served(supported: &Supported, network: &Network) -> Served {
-    let upto = supported
-        .kinds
-        .iter()
-        .find(|kind| kind.x402_version == 2 && kind.scheme == upto_evm::SCHEME && kind.network == network.as_str());
-    let address = upto.and_then(|kind| kind.extra.get("facilitatorAddress")?.as_str()?.parse::<Address>().ok());
-    let exact_v1 = supported.kinds.iter().any(|kind| {
-        kind.x402_version == 1 && kind.scheme == exact_evm::SCHEME && Some(&*kind.network) == network.short_name()
-    });
-    Served { upto_facilitator: address, exact_v1 }
 }
 
 async fn open_rpc(evm: &EvmConfig, telemetry: &Arc<Telemetry>) -> Result<Option<EvmRpc>, StartError> {

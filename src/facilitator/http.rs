@@ -3,7 +3,7 @@
 //! Owns order, waits, limits, rests and health; what an answer means is in `answer.rs`. Promises that a settlement
 //! reaches two facilitators only if the first certainly never got it (`handover.rs`), that it is never sent again to
 //! one that may have it, that no redirect is followed, and that no secret of a URL or header is shown. Refuses to guess:
-//! what may have happened is [`InterfaceError::Unknown`], and only who looks on chain may ask again.
+//! what may have happened is [`InterfaceError::Unknown`], and whether to ask again is the caller's to decide.
 //!
 //! | what became of the attempt | `verify` | `settle` |
 //! |---|---|---|

@@ -87,7 +87,8 @@ pub enum InterfaceError {
     /// It cannot be asked. Nothing was sent.
     #[error("no facilitator can be asked: {0}")]
     Unavailable(String),
-    /// It was asked to settle, and whether it did is not known. Look on chain before asking again.
+    /// It was asked to settle, and whether it did is not known. The very same may be asked for again, since the chain
+    /// takes it once; anything else that depends on the outcome has to wait until it is known.
     #[error("it is not known whether the facilitator settled{}: {detail}", .transaction.as_deref().map(|hash| format!(" by transaction {hash}")).unwrap_or_default())]
     Unknown {
         /// The transaction, where the facilitator named it.

@@ -1,9 +1,10 @@
 //! The flows of the schemes on EVM networks.
 //!
-//! Owns what they have in common: a network's facilitator, and what it tells of channels. Promises that a facilitator's
-//! settlement is asked for once per payment, after the upstream has answered, and that what is not known to have
-//! happened is looked up and never repeated blindly. Source: `scheme_batch_settlement_evm.md`, `scheme_exact_evm.md`,
-//! `scheme_upto_evm.md`.
+//! Owns what they have in common: a network's facilitator, and what it tells of channels. Promises that a settlement is
+//! asked for after the upstream has answered, and that an answer is delivered where it is known to have been made and
+//! nowhere else. What is not known to have happened is looked for: a deposit or a refund in its channel, and a payment
+//! by an authorization, which leaves no trace that a facilitator could show, by asking for the very same again
+//! (`evm/once.rs`). Source: `scheme_batch_settlement_evm.md`, `scheme_exact_evm.md`, `scheme_upto_evm.md`.
 
 mod batch;
 mod once;

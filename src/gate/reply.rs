@@ -19,7 +19,8 @@
 //! `X-PAYMENT-RESPONSE` wherever `PAYMENT-RESPONSE` is named here.
 //!
 //! A corrective 402 carries no `PAYMENT-RESPONSE`: clients look for its state only where there is none. A settlement
-//! that failed says so in `PAYMENT-RESPONSE` whatever the status. Source: `transports-v2/http.md`, `transports-v1/http.md`.
+//! that failed says so in `PAYMENT-RESPONSE` whatever the status. Source: `transports-v2/http.md`,
+//! `transports-v1/http.md`.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};

@@ -16,10 +16,10 @@
 //! | unknown by a transaction with a name, and asked again: the nonce is used | is delivered | is spent |
 //! | unknown, and nothing more comes of asking again | is not delivered | may be sent again |
 //!
-//! To ask again is safe, because the token and Permit2 take a nonce once, and it is the only question whose answer proves
-//! anything: the reference facilitator answers it with the fate of the transaction that it sent before. That a nonce is
-//! used proves little by itself, for a payer can use it up for nothing, at any time, by cancelling it; so that alone
-//! never delivers. Source: `scheme_exact_evm.md` sections 1 and 2, `scheme_upto_evm.md` section 1, phases 3 and 4.
+//! To ask again is safe, because the token and Permit2 take a nonce once, and it is the only question whose answer
+//! proves anything: our own facilitator and the reference one answer it with the fate of the transaction that they sent
+//! before. That a nonce is used proves little by itself, for a payer can use it up for nothing, at any time, by
+//! cancelling it; so that alone never delivers. Source: `scheme_exact_evm.md` sections 1 and 2, `scheme_upto_evm.md` section 1, phases 3 and 4.
 
 use std::sync::Arc;
 use std::time::Duration;

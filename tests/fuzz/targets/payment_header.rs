@@ -8,12 +8,21 @@ use turnpike::scheme::evm::signature;
 use turnpike::scheme::{batch_settlement_evm, exact_evm, upto_evm};
 use turnpike::x402::evm::AnySignature;
 use turnpike::x402::header;
+use turnpike::x402::v1::PaymentPayloadV1;
 use turnpike::x402::wire::{BatchPayload, PaymentPayload, UptoPayload, Value};
 
 fuzz_target!(|data: &[u8]| {
     // Both as the header's own text, and as the JSON inside it: most random text is no base64.
     let wrapped = header::encode(&serde_value(data)).ok();
     for value in std::iter::once(data).chain(wrapped.as_ref().map(String::as_bytes)) {
+        if let Ok(payment) = header::decode::<PaymentPayloadV1>(value) {
+            let again = serde_json::to_value(&payment).expect("what was read can be written");
+            assert_eq!(
+                serde_json::from_value::<PaymentPayloadV1>(again).expect("what was written can be read"),
+                payment
+            );
+            evm(payment.payload);
+        }
         let Ok(payment) = header::decode::<PaymentPayload>(value) else { continue };
         let again = header::encode(&payment).expect("what was read can be written");
         if again.len() <= header::PAYMENT_HEADER_BYTES_MAX {

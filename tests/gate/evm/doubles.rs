@@ -1,4 +1,5 @@
-//! Doubles for EVM networks: a facilitator over channels and nonces in a map, an authorizer, and clients with real keys.
+//! Doubles for EVM networks: a facilitator over channels and nonces in a map, an authorizer, and clients with real
+//! keys.
 //!
 //! The facilitator does what the reference one does as far as the gate can tell, and can be told to fail before it does
 //! anything, or after, or to wait.
