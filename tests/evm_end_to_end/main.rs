@@ -18,3 +18,6 @@ mod support;
 mod world;
 
 mod channel;
+mod payers;
+mod python;
+mod transfers;

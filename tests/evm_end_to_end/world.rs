@@ -24,6 +24,9 @@ pub const FUNDS: u64 = 1_000_000;
 /// Where the merchant is paid.
 pub const RECEIVER: Address = Address::literal("0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC");
 
+/// The part of a network's configuration that has its token taken by Permit2.
+pub const PERMIT2: &str = "asset: { token: '0x036CbD53842c5426634e7929541eC2318f3dCF7e', transfer_method: permit2 }";
+
 /// Who sends what clients sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Facilitator {
