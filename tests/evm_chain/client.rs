@@ -33,6 +33,11 @@ impl Payer {
         address_of(&self.0.public_key())
     }
 
+    /// The private key, as clients take it.
+    pub fn key(&self) -> B256 {
+        B256(self.0.to_secret_bytes())
+    }
+
     pub fn sign(&self, digest: &B256) -> EvmSignature {
         let signature = RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), &self.0);
         let (id, compact) = signature.serialize_compact();

@@ -78,6 +78,11 @@ impl Node {
         GasKey::from_file(file.path()).unwrap()
     }
 
+    /// The same as text.
+    pub fn key(&self, index: usize) -> &str {
+        &self.keys[index]
+    }
+
     /// One of the node's own calls.
     pub async fn ask(&self, method: &str, params: Value) -> Value {
         ask(&self.url, method, params).await
