@@ -342,8 +342,8 @@ fn settlement_options(config: &Config, sellers: &[Arc<EvmSeller>]) -> EvmOptions
         options.batch_total_max = signer.claim_max;
     }
     // A payer who withdraws must be seen with time left to claim.
-    let quarter = config.withdraw_delay.checked_div(8).unwrap_or(options.watch_interval);
-    options.watch_interval = options.watch_interval.min(quarter).min(settlement.close_margin);
+    let eighth = config.withdraw_delay.checked_div(8).unwrap_or(options.watch_interval);
+    options.watch_interval = options.watch_interval.min(eighth).min(settlement.close_margin);
     options
 }
 
