@@ -204,7 +204,7 @@ pub struct SignerConfig {
     /// The most that one `open` or `top_up` may deposit.
     pub deposit_max: Amount,
     /// The most that one claim transaction may name: the sum of its channels' whole cumulative amounts, what was
-    /// claimed before included. At least `deposit_max` for each of `batch_channels` or `claims_per_batch`.
+    /// claimed before included. At least `deposit_max`, and on Solana that for each of `batch_channels`.
     pub claim_max: Amount,
 }
 
@@ -285,7 +285,7 @@ pub struct SettlementConfig {
     pub close_margin: Duration,
     /// How many channels one claim transaction holds on Solana networks, 1 to 4.
     pub batch_channels: usize,
-    /// How many channels one claim transaction holds on EVM networks, 1 to 100.
+    /// How many channels one claim transaction holds at most on EVM networks, 1 to 100.
     pub claims_per_batch: usize,
     /// On EVM networks whose facilitator is this process: how many times the cost of its gas a batch must bring, unless
     /// something presses. Where there is one, each of those networks has a `gas_token_price`.

@@ -161,6 +161,8 @@ pub struct Paid {
     pub channel: Option<ChannelId>,
     /// Where the money moves.
     pub network: Network,
+    /// By which scheme, such as `batch-settlement`.
+    pub scheme: &'static str,
 }
 
 /// What becomes of a request.

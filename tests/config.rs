@@ -166,7 +166,7 @@ fn the_example_means_what_it_says() {
     assert_eq!(local.gas_key.expose(), GAS_KEY.trim());
     assert_eq!((local.confirmations, local.max_fee_wei), (1, Some(5_000_000_000)));
     assert_eq!(local.gas_token_price, Some(Amount::new(3_000_000_000)));
-    assert_eq!((config.settlement.claims_per_batch, config.settlement.min_worth), (10, Some(10)));
+    assert_eq!((config.settlement.claims_per_batch, config.settlement.min_worth), (100, Some(10)));
     let signer = config.signer.as_ref().unwrap();
     assert_eq!(signer.shares[0].passphrase.expose(), "canary-of-the-environment");
     assert_eq!(signer.shares[1].passphrase.expose(), "canary-of-the-file");

@@ -171,3 +171,62 @@ async fn a_charge_of_a_part_survives_a_restart() {
         matches!(again, turnpike::ledger::Refused::CumulativeMismatch { expected, .. } if expected == 130u64.into())
     );
 }
+
+/// What the fixture of the third form holds of EVM networks.
+fn kept() -> Vec<RecordOf<Evm>> {
+    let on_chain = |number: u64| EvmOnChain {
+        balance: (number * 1_000).into(),
+        claimed: (number * 10).into(),
+        withdrawal: number.into(),
+        withdraw_since: 5,
+        withdraw_ends_at: 905,
+        refund_nonce: number,
+        block: number,
+        read_at: UnixMillis(6),
+    };
+    let record = |number: u8, signature: Option<&[u8]>| ChannelRecord {
+        terms: terms(number),
+        on_chain: on_chain(number.into()),
+        charged: (u64::from(number) * 10 + u64::from(signature.is_some())).into(),
+        voucher: signature.map(|bytes| Voucher {
+            cumulative: (u64::from(number) * 100).into(),
+            signature: AnySignature::from_bytes(bytes).unwrap(),
+        }),
+        unclaimed_since: signature.map(|_| UnixMillis(7)),
+        last_used: UnixMillis(8),
+        closed: number == 2,
+    };
+    vec![record(1, Some(&[1; 65])), record(2, Some(&[2; 130])), record(3, None)]
+}
+
+fn fixture() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v3.sqlite")
+}
+
+#[tokio::test]
+async fn what_the_third_form_kept_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    std::fs::copy(fixture(), &path).unwrap();
+    let store = open(&path);
+    let snapshot = Store::<Evm>::load(&store).await.unwrap();
+    let mut found = snapshot.channels;
+    found.sort_by_key(|record| record.on_chain.block);
+    assert_eq!(found, kept());
+    assert_eq!((snapshot.batches, snapshot.last_batch), (vec![batch(1, BatchState::Signed)], 1));
+    assert_eq!(Store::<Svm>::load(&store).await.unwrap().channels.len(), 0);
+}
+
+#[tokio::test]
+#[ignore = "writes the fixture; to be run once for each form of the tables, under a new name"]
+async fn write_fixture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let store = open(&path);
+    for record in kept() {
+        store.write(vec![Write::<Evm>::Channel(Box::new(record))]).await.unwrap();
+    }
+    store.write(vec![Write::<Evm>::Batch(Box::new(batch(1, BatchState::Signed)))]).await.unwrap();
+    drop(store);
+    std::fs::copy(&path, fixture()).unwrap();
+}

@@ -204,7 +204,7 @@ impl Way {
                         settle_timeout: remote.settle_timeout,
                     })
                     .collect();
-                Self::remote(network, evm, &options, shared).await
+                Self::remote(network, &options, shared).await
             }
         }
     }
@@ -230,7 +230,6 @@ impl Way {
 
     async fn remote(
         network: &NetworkConfig,
-        evm: &EvmConfig,
         options: &[RemoteOptions],
         shared: &Shared<'_>,
     ) -> Result<Self, StartError> {
@@ -238,7 +237,7 @@ impl Way {
         let remote = Arc::new(HttpFacilitator::new(options, observer).start("facilitator")?);
         let served = match remote.supported().await {
             Ok(supported) => {
-                check_supported(&supported, network, evm)?;
+                check_supported(&supported, network, shared.config)?;
                 Served::of(&supported, &network.network)
             }
             Err(error) => {
@@ -258,18 +257,20 @@ impl Way {
 }
 
 /// A facilitator that cannot do what routes offer is better known at start than by the first client.
-fn check_supported(supported: &Supported, network: &NetworkConfig, evm: &EvmConfig) -> Result<(), StartError> {
+fn check_supported(supported: &Supported, network: &NetworkConfig, config: &Config) -> Result<(), StartError> {
     let name = |scheme: Scheme| match scheme {
         Scheme::BatchSettlement => batch_settlement_evm::SCHEME,
         Scheme::Exact => exact_evm::SCHEME,
         Scheme::Upto => upto_evm::SCHEME,
     };
-    let missing: Vec<_> = evm
-        .schemes
-        .iter()
-        .map(|scheme| name(*scheme))
-        .filter(|name| !supported.serves(name, &network.network))
+    let prices = config.routes.iter().flat_map(|route| route.pricing.prices());
+    let mut missing: Vec<_> = prices
+        .filter(|price| price.network == network.network)
+        .map(|price| name(price.scheme))
+        .filter(|scheme| !supported.serves(scheme, &network.network))
         .collect();
+    missing.sort_unstable();
+    missing.dedup();
     if missing.is_empty() {
         return Ok(());
     }

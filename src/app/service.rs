@@ -92,7 +92,7 @@ impl Metrics {
                 let asset = route.and_then(|route| symbol(route, paid)).unwrap_or_default();
                 let revenue = self.telemetry.revenue.with_label_values(&[name, paid.network.as_str(), &asset]);
                 Telemetry::add_amount(&revenue, *charged);
-                self.telemetry.payments.with_label_values(&[name, scheme(route)]).inc();
+                self.telemetry.payments.with_label_values(&[name, paid.scheme]).inc();
                 Outcome::Paid
             }
             None => Outcome::Failed,
@@ -106,13 +106,6 @@ fn symbol(route: &Route, paid: &Paid) -> Option<Arc<str>> {
     let (Pricing::Fixed(offers) | Pricing::Metered { offers, .. }) = &route.pricing else { return None };
     let offer = offers.iter().find(|offer| *offer.payee.network() == paid.network)?;
     Some(Arc::clone(&offer.payee.asset().symbol))
-}
-
-fn scheme(route: Option<&Arc<Route>>) -> &'static str {
-    match route.map(|route| &route.pricing) {
-        Some(Pricing::Metered { .. }) => "upto",
-        _ => "batch-settlement",
-    }
 }
 
 /// The outermost service of a connection.

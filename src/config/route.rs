@@ -56,6 +56,17 @@ pub enum RoutePricing {
     },
 }
 
+impl RoutePricing {
+    /// Every price, and how it is paid; none where a call costs nothing.
+    #[must_use]
+    pub fn prices(&self) -> &[NetworkPrice] {
+        match self {
+            Self::Free => &[],
+            Self::Fixed(prices) | Self::Metered { prices, .. } => prices,
+        }
+    }
+}
+
 /// A price on one of the configured networks, and how it is paid there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPrice {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use super::SettlementConfig;
 use super::money::Assets;
 use super::network::Families;
 use super::reader::{Complaint, Map};
 use super::server::or;
 use super::value::show_duration;
-use super::{SettlementConfig, SignerConfig};
 use crate::amount::Amount;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,8 +29,6 @@ pub(super) struct Around<'a> {
     pub delay: Duration,
     /// Where the networks are known.
     pub families: Option<Families>,
-    /// Where there is one.
-    pub signer: Option<&'a SignerConfig>,
 }
 
 /// Reads `settlement`.
@@ -72,9 +70,6 @@ struct Defaults {
 impl Defaults {
     fn of(around: &Around<'_>) -> Self {
         let (assets, delay) = (around.assets, around.delay);
-        // No more full channels than the signer lets one claim name.
-        let covered = around.signer.and_then(|signer| signer.claim_max.get().checked_div(signer.deposit_max.get()));
-        let covered = covered.and_then(|covered| usize::try_from(covered).ok()).unwrap_or(CLAIMS_MAX);
         let quarter = delay.checked_div(4).unwrap_or(SECOND).min(HOUR);
         Self {
             interval: Duration::from_secs(60),
@@ -84,7 +79,7 @@ impl Defaults {
             channel_exposure_max: assets.cents(CHANNEL_EXPOSURE_MAX_CENTS),
             close_margin: quarter,
             batch_channels: 4,
-            claims_per_batch: covered.clamp(1, CLAIMS_MAX),
+            claims_per_batch: CLAIMS_MAX,
         }
     }
 }

@@ -64,15 +64,17 @@ fn key(
 }
 
 /// Refuses a limit on claims that full channels would run into: they could be charged and never claimed. `channels` is
-/// how many one claim names, by the key `by` of `settlement`.
-pub(super) fn check_claim(root: &Map<'_, '_>, assets: &Assets<'_>, signer: &SignerConfig, channels: usize, by: &str) {
+/// how many one claim has to be able to name.
+pub(super) fn check_claim(root: &Map<'_, '_>, assets: &Assets<'_>, signer: &SignerConfig, channels: usize) {
     let count = u128::try_from(channels).unwrap_or(u128::MAX);
     let least = Amount::new(signer.deposit_max.get().saturating_mul(count));
     if signer.claim_max < least {
         let (max, least) = (assets.show(signer.claim_max), assets.show(least));
-        let what = format!("({max}) is below what {channels} full channels can owe ({least}).");
+        let full = if channels == 1 { "a full channel".to_owned() } else { format!("{channels} full channels") };
+        let what = format!("({max}) is below what {full} can owe ({least}).");
         let line = root.line_of("signer");
-        let remedy = format!("Write at least {least}, or lower signer.deposit_max or settlement.{by}.");
+        let or_batch = if channels == 1 { "" } else { " or settlement.batch_channels" };
+        let remedy = format!("Write at least {least}, or lower signer.deposit_max{or_batch}.");
         root.whole.cx.problem(line, "signer.claim_max".to_owned(), what, remedy);
     }
 }

@@ -106,6 +106,7 @@ impl Gate {
             amount,
             channel: Some(ChannelId::Svm(terms.id)),
             network: context.network().clone(),
+            scheme: context.offer.way.scheme(),
         };
         let started = Instant::now();
         let waiting = self.options.telemetry.as_ref().map(|telemetry| Waiting::begin(&telemetry.waiting));

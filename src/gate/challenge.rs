@@ -51,6 +51,19 @@ pub(super) enum Way {
     EvmUpto(Arc<EvmOffer>, Address),
 }
 
+impl Way {
+    /// The scheme's name on the wire.
+    pub(super) const fn scheme(&self) -> &'static str {
+        match self {
+            Self::SvmBatch(_) => batch_settlement_svm::SCHEME,
+            Self::SvmUpto(_) => upto_svm::SCHEME,
+            Self::EvmBatch(_) => batch_settlement_evm::SCHEME,
+            Self::EvmExact(_) => exact_evm::SCHEME,
+            Self::EvmUpto(..) => upto_evm::SCHEME,
+        }
+    }
+}
+
 /// A route's offer with its words.
 #[derive(Debug)]
 pub(super) struct PreparedOffer {
@@ -78,16 +91,12 @@ impl PreparedOffer {
                 Way::EvmUpto(once(seller), facilitator)
             }
         };
-        let (name, extra) = match &way {
-            Way::SvmBatch(seller) => {
-                (batch_settlement_svm::SCHEME, batch_settlement_svm::extra(seller, offer.min_deposit, memo))
-            }
-            Way::SvmUpto(seller) => (upto_svm::SCHEME, upto_svm::extra(seller, memo)),
-            Way::EvmBatch(seller) => {
-                (batch_settlement_evm::SCHEME, batch_settlement_evm::extra(seller, offer.min_deposit))
-            }
-            Way::EvmExact(terms) => (exact_evm::SCHEME, terms.extra()),
-            Way::EvmUpto(terms, facilitator) => (upto_evm::SCHEME, upto_evm::extra(terms, *facilitator)),
+        let extra = match &way {
+            Way::SvmBatch(seller) => batch_settlement_svm::extra(seller, offer.min_deposit, memo),
+            Way::SvmUpto(seller) => upto_svm::extra(seller, memo),
+            Way::EvmBatch(seller) => batch_settlement_evm::extra(seller, offer.min_deposit),
+            Way::EvmExact(terms) => terms.extra(),
+            Way::EvmUpto(terms, facilitator) => upto_evm::extra(terms, *facilitator),
         };
         let (asset, pay_to) = match &way {
             Way::SvmBatch(seller) | Way::SvmUpto(seller) => (seller.mint.to_string(), seller.pay_to.to_string()),
@@ -95,7 +104,7 @@ impl PreparedOffer {
             Way::EvmExact(terms) | Way::EvmUpto(terms, _) => (terms.token.to_string(), terms.pay_to.to_string()),
         };
         let requirements = PaymentRequirements {
-            scheme: name.to_owned(),
+            scheme: way.scheme().to_owned(),
             network: offer.payee.network().clone(),
             amount: offer.amount,
             asset,

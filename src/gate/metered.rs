@@ -83,6 +83,7 @@ impl Gate {
             amount: deposit,
             channel: Some(ChannelId::Svm(terms.id)),
             network: context.network().clone(),
+            scheme: context.offer.way.scheme(),
         };
         let accepted = facilitator
             .accept_deposit(DepositRequest {

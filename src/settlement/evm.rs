@@ -29,6 +29,7 @@ use tokio::sync::{Notify, watch as flag};
 
 use self::plan::EvmRules;
 pub use self::report::{EvmBatchReport, EvmObserver, EvmReport, EvmStatus, NoEvmObserver};
+pub use self::watch::EvmHalt;
 use super::Trigger;
 use super::trouble::Backoff;
 use crate::amount::Amount;

@@ -193,6 +193,7 @@ impl Gate {
             amount,
             channel: Some(ChannelId::Evm(terms.id)),
             network: context.network().clone(),
+            scheme: context.offer.way.scheme(),
         };
         let started = Instant::now();
         let waiting = self.options.telemetry.as_ref().map(|telemetry| Waiting::begin(&telemetry.waiting));

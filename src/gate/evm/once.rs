@@ -116,6 +116,7 @@ impl Gate {
             amount: context.offer.offer.amount,
             channel: None,
             network: context.network().clone(),
+            scheme: context.offer.way.scheme(),
         };
         let time_max = Duration::from_secs(context.offer.offer.max_timeout_seconds);
         let settlement = Settlement { network, payment, retry: self.options.retry, time_max };
