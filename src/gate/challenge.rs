@@ -1,9 +1,10 @@
 //! What a route offers: its requirements, prepared once, and the [`Demand`] made from them.
 //!
 //! Only hints change from challenge to challenge. A corrective answer adds the channel's state to the one offer that
-//! the client accepted (`scheme_batch_settlement_svm.md`, section 4.6; `scheme_batch_settlement_evm.md`, "Recovery
-//! After State Loss"). What version 1 of the protocol has words for is offered in these too; since a payment of that
-//! version does not say which terms it accepts, it is offered once on each network.
+//! the client accepted, and begins with it (`scheme_batch_settlement_svm.md`, section 4.6;
+//! `scheme_batch_settlement_evm.md`, "Recovery After State Loss"). What version 1 of the protocol has words for is
+//! offered in these too; since a payment of that version does not say which terms it accepts, it is offered once on each
+//! network.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -219,7 +220,13 @@ impl Prepared {
             error: error.to_owned(),
             accepts: accepts_v1,
         });
-        let accepts = self.offers.iter().map(|offer| {
+        let mut offers: Vec<_> = self.offers.iter().collect();
+        if let Some(correction) = correction {
+            // The reference client for EVM looks for its channel's state in the first offer of the scheme, whatever the
+            // network of that.
+            offers.sort_by_key(|offer| !Arc::ptr_eq(correction.offer, offer));
+        }
+        let accepts = offers.into_iter().map(|offer| {
             let mut requirements = offer.requirements.clone();
             if let Some(blockhash) = hints(&requirements.network) {
                 add_hints(&mut requirements.extra, &offer.way, &blockhash);

@@ -33,7 +33,8 @@ impl Payer {
         address_of(&self.0.public_key())
     }
 
-    /// The private key, as clients take it.
+    /// The private key, as the reference clients take it.
+    #[allow(dead_code, reason = "only tests with reference clients give it away")]
     pub fn key(&self) -> B256 {
         B256(self.0.to_secret_bytes())
     }

@@ -74,11 +74,11 @@ impl Node {
     /// The gas key of a development account, which has coin.
     pub fn gas_key(&self, index: usize) -> GasKey {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), &self.keys[index]).unwrap();
+        std::fs::write(file.path(), self.key(index)).unwrap();
         GasKey::from_file(file.path()).unwrap()
     }
 
-    /// The same as text.
+    /// A development account's key as text.
     pub fn key(&self, index: usize) -> &str {
         &self.keys[index]
     }

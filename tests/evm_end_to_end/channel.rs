@@ -28,6 +28,11 @@ async fn a_channel_lives_from_its_deposit_to_its_refund_and_beyond(facilitator: 
     let shop = Shop::open(Node::start(&[&payer], false), facilitator, "", ROUTES);
     let mut client = shop.client(&payer, &json!({ "deposit": "3500" }));
 
+    // The deposit of a call that fails is not even sent.
+    let failed = client.ask(json!({ "do": "pay", "url": "/fail" }));
+    assert_eq!((kind(&failed), failed["status"].as_u64()), ("deposit", Some(503)), "{failed}");
+    assert_eq!(shop.balances(payer.address()).await, [FUNDS, 0, 0]);
+
     let opened = client.pay("/quote");
     assert_eq!((kind(&opened), charged(&opened)), ("deposit", ("1000", "1000")));
     assert_eq!(opened["settlement"]["amount"], "3500");

@@ -41,7 +41,8 @@ async fn exact_and_upto_go_by_permit2(facilitator: Facilitator) {
     let payer = Payer::new(1);
     let routes = format!(
         "{ROUTES}
-  - {{ path: /usage, price: '$0.001', metering: {{ header: X-Cost }}, schemes: [upto] }}"
+  - {{ path: /usage, price: '$0.001', metering: {{ header: X-Cost }}, schemes: [upto] }}
+  - {{ path: /fail/usage, price: '$0.001', metering: {{ header: X-Cost }}, schemes: [upto] }}"
     );
     let shop = Shop::open(Node::start(&[&payer], false), facilitator, PERMIT2, &routes);
     let mut client = shop.client(&payer, &json!({}));
@@ -50,7 +51,9 @@ async fn exact_and_upto_go_by_permit2(facilitator: Facilitator) {
     let upto = client.pay("/usage");
     assert_eq!(upto["payment"]["accepted"]["scheme"], "upto");
     assert_eq!((&upto["settlement"]["success"], &upto["settlement"]["amount"]), (&json!(true), &json!("300")));
-    let failed = client.ask(json!({ "do": "pay", "url": "/fail" }));
-    assert_eq!(failed["status"], 503, "{failed}");
-    assert_eq!(shop.balances(payer.address()).await, [FUNDS - 2300, 2300, 0]);
+    for path in ["/fail", "/fail/usage"] {
+        let failed = client.ask(json!({ "do": "pay", "url": path }));
+        assert_eq!(failed["status"], 503, "{failed}");
+    }
+    assert_eq!(shop.balances(payer.address()).await, [FUNDS - 2300, 2300, 0], "what failed was not charged");
 }

@@ -158,18 +158,33 @@ pub fn reached(node: &Node, facilitator: Facilitator, place: &TempDir) -> (Vec<S
 impl Shop {
     /// Opens one on a node. `more` is what the network has besides, and `routes` the routes, both in YAML.
     pub fn open(node: Node, facilitator: Facilitator, more: &str, routes: &str) -> Self {
-        let (upstream, place) = (upstream(), directory());
+        let place = directory();
+        let (mut keys, script) = reached(&node, facilitator, &place);
+        keys.push(more.to_owned());
+        let signer = format!("signer:\n{}", evm_shares(&place));
+        Self::serve(place, node, script, &format!("{}\n{signer}routes:\n{routes}", keys.join("\n")))
+    }
+
+    /// Opens one that is paid on another network too: `other` is its entry, and `signer` both keys'.
+    pub fn open_beside(
+        other: &str,
+        signer: &str,
+        place: TempDir,
+        node: Node,
+        facilitator: Facilitator,
+        routes: &str,
+    ) -> Self {
         let (keys, script) = reached(&node, facilitator, &place);
+        let networks = format!("networks:\n  - {other}\n  - {{ {} }}", keys.join(", "));
+        Self::serve(place, node, script, &format!("{networks}\n{signer}routes:\n{routes}"))
+    }
+
+    fn serve(place: TempDir, node: Node, facilitator: Option<Script>, configuration: &str) -> Self {
+        let upstream = upstream();
         // No round of its own: a test says when it settles.
-        let configuration = format!(
-            "upstream: http://{}\n{}\n{more}\nsettlement: {{ interval: 1h }}\n\
-             signer:\n{}routes:\n{routes}",
-            upstream.address,
-            keys.join("\n"),
-            evm_shares(&place),
-        );
-        let turnpike = Turnpike::serve(place.path(), &configuration);
-        Self { turnpike, node, _facilitator: script, _upstream: upstream, _place: place }
+        let basis = format!("upstream: http://{}\nsettlement: {{ interval: 1h }}", upstream.address);
+        let turnpike = Turnpike::serve(place.path(), &format!("{basis}\n{configuration}"));
+        Self { turnpike, node, _facilitator: facilitator, _upstream: upstream, _place: place }
     }
 
     /// A reference client with a payer's key; `settings` as in `pay_evm.mjs`.

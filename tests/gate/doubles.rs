@@ -64,7 +64,7 @@ pub fn seller() -> Arc<Seller> {
     })
 }
 
-fn offer(amount: u64) -> Offer {
+pub fn offer(amount: u64) -> Offer {
     Offer {
         payee: Payee::Svm(seller()),
         amount: amount.into(),

@@ -7,9 +7,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use turnpike::x402::Reason;
+use turnpike::x402::wire::PaymentRequirements;
 
 use super::doubles::{Client, DELAY, EvmHouse, Goes, MARGIN, OnChain, Wallet, refused, unavailable, unknown};
-use crate::doubles::{CEILING, PRICE, START};
+use crate::doubles::{CEILING, PRICE, START, header};
 use crate::upstream::{Answer, BODY, Behaviour};
 
 async fn house() -> (EvmHouse, Client) {
@@ -106,6 +107,24 @@ async fn a_voucher_is_charged_once() {
     assert_corrective(&pay(&house, &client.deposits(10_000, PRICE, 1)).await, PRICE, Some(PRICE), &client);
     assert_eq!((house.charged(&client), house.site.calls()), (Some(1000), 1));
     assert_eq!(house.facilitator.count("settle"), 0);
+}
+
+/// The reference client looks for its channel in the first offer of the scheme, whatever the network.
+#[tokio::test]
+async fn a_corrective_answer_begins_with_the_offer_that_it_corrects() {
+    let (house, client) = opened().await;
+    let networks = |accepts: &[PaymentRequirements]| -> Vec<bool> {
+        accepts.iter().map(|offer| offer.network.is_solana()).collect()
+    };
+    let offers = house.site.get("/both", None).await.unwrap().required().unwrap().accepts;
+    assert_eq!(networks(&offers), [true, false]);
+    let payment = Some(header(&offers[1], &client.pays(PRICE)));
+    assert_eq!(house.site.get("/both", payment.clone()).await.unwrap().status, StatusCode::OK);
+    let corrected = house.site.get("/both", payment).await.unwrap();
+    assert_corrective(&corrected, PRICE, Some(PRICE), &client);
+    let offers = corrected.required().unwrap().accepts;
+    assert_eq!(networks(&offers), [false, true]);
+    assert!(!offers[1].extra.contains_key("channelState"), "the other is as ever");
 }
 
 #[tokio::test]
@@ -319,7 +338,7 @@ async fn requests_of_one_channel_are_served_in_their_vouchers_order() {
     assert_eq!(pay(&house, &client.pays(PRICE)).await.status, StatusCode::OK);
     let offer = house.site.offer("/batch").await;
     let get = |number: u64| {
-        let (site, payment) = (house.site.clone(), crate::doubles::header(&offer, &client.pays(number * PRICE)));
+        let (site, payment) = (house.site.clone(), header(&offer, &client.pays(number * PRICE)));
         async move { site.get("/batch", Some(payment)).await.unwrap() }
     };
     let (third, second) = tokio::join!(get(3), get(2));

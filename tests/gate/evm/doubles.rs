@@ -37,7 +37,7 @@ use turnpike::scheme::evm::{EvmSeller, EvmTerms, TransferMethod, assets, contrac
 use turnpike::x402::Network;
 use turnpike::x402::evm::{Address, AnySignature, B256, EvmSignature, U256};
 
-use crate::doubles::{CEILING, House, MemoryStore as SvmStore, PRICE, START, route};
+use crate::doubles::{CEILING, House, MemoryStore as SvmStore, PRICE, START, offer as solana_offer, route};
 use crate::upstream::Site;
 
 /// How long before the end of a withdrawal no more credit is given.
@@ -107,6 +107,12 @@ fn fixed(path: &str, scheme: EvmScheme, method: TransferMethod) -> Arc<Route> {
     route(path, Pricing::Fixed(vec![offer(scheme, method, PRICE)]))
 }
 
+/// Sold on Solana first, and then here.
+fn both() -> Arc<Route> {
+    let here = offer(EvmScheme::BatchSettlement, TransferMethod::Eip3009, PRICE);
+    route("/both", Pricing::Fixed(vec![solana_offer(PRICE), here]))
+}
+
 /// One route for each way to pay.
 fn routes() -> Vec<(&'static str, Arc<Route>)> {
     use EvmScheme::{BatchSettlement, Exact, Upto};
@@ -114,6 +120,7 @@ fn routes() -> Vec<(&'static str, Arc<Route>)> {
         ("/batch", fixed("/batch", BatchSettlement, TransferMethod::Eip3009)),
         ("/batch/metered", metered("/batch/metered", BatchSettlement, None)),
         ("/batch/strict", metered("/batch/strict", BatchSettlement, Some(Missing::Refuse))),
+        ("/both", both()),
         ("/exact", fixed("/exact", Exact, TransferMethod::Eip3009)),
         ("/exact/permit2", fixed("/exact/permit2", Exact, TransferMethod::Permit2)),
         ("/upto", metered("/upto", Upto, None)),
