@@ -102,6 +102,9 @@ async fn channels_survive(kind: &str) {
     for fault in FAULTS {
         if kind == "deposit" {
             world.facilitator().misbehave(rule(kind, fault)).await;
+        } else {
+            // It may not know what became of the refund before.
+            world.payer.ask(&json!({ "do": "forget" }));
         }
         let url = world.url("/quote");
         let answer = world.payer.ask(&json!({ "do": "pay", "url": url }));
