@@ -16,8 +16,8 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -448,9 +448,14 @@ fn http_client(
 
 #[derive(Deserialize)]
 struct Envelope<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     result: Option<&'a RawValue>,
     error: Option<RpcError>,
+}
+
+/// A result of `null` is one: a transaction that is not mined has that for a receipt.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AttemptError> {
@@ -459,5 +464,20 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AttemptError> {
         Envelope { error: Some(error), .. } => Err(AttemptError::Rpc(error)),
         Envelope { result: Some(result), .. } => serde_json::from_str(result.get()).map_err(malformed),
         Envelope { .. } => Err(AttemptError::Malformed("neither a result nor an error".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_an_answer_and_silence_is_none() {
+        assert_eq!(parse::<Option<u8>>(br#"{"jsonrpc":"2.0","id":1,"result":null}"#).ok(), Some(None));
+        assert_eq!(parse::<Option<u8>>(br#"{"jsonrpc":"2.0","id":1,"result":7}"#).ok(), Some(Some(7)));
+        assert!(matches!(parse::<u8>(br#"{"result":null}"#), Err(AttemptError::Malformed(_))));
+        assert!(matches!(parse::<Option<u8>>(br#"{"jsonrpc":"2.0","id":1}"#), Err(AttemptError::Malformed(_))));
+        let failed = br#"{"result":null,"error":{"code":-32000,"message":"no"}}"#;
+        assert!(matches!(parse::<Option<u8>>(failed), Err(AttemptError::Rpc(_))));
     }
 }
