@@ -210,18 +210,12 @@ impl Refunding {
     ) {
         match self.network.facilitator.settle(payment).await {
             Ok(settled) => {
-                let after = EvmChannelState::read(&settled.extra, &self.terms, self.clock.now());
-                let after = after.unwrap_or_else(|| expected(channel, amount, self.clock.as_ref()));
-                let response = self.response(&settled, amount, channel, &after);
-                if self.amount.is_none() {
-                    self.refunds.remember(self.terms.id, response.clone());
-                }
-                self.finish(guard, after).await;
+                let response = self.done(guard, channel, &settled, amount).await;
                 send(answer, Ok(response));
             }
             Err(error @ InterfaceError::Unknown { .. }) => {
                 send(answer, Err(Failed::Interface(error)));
-                self.follow(guard, channel).await;
+                self.follow(guard, channel, payment, amount).await;
             }
             // It was not sent, or has failed and can no longer land.
             Err(error) => {
@@ -233,8 +227,27 @@ impl Refunding {
         }
     }
 
-    /// Looks after a refund of unknown fate until its nonce is used.
-    async fn follow(&self, guard: CloseGuard<Evm>, channel: &RecordOf<Evm>) {
+    /// Takes up a refund that is confirmed.
+    async fn done(
+        &self,
+        guard: CloseGuard<Evm>,
+        channel: &RecordOf<Evm>,
+        settled: &Settled,
+        amount: Amount,
+    ) -> SettlementResponse {
+        let after = EvmChannelState::read(&settled.extra, &self.terms, self.clock.now());
+        let after = after.unwrap_or_else(|| expected(channel, amount, self.clock.as_ref()));
+        let response = self.response(settled, amount, channel, &after);
+        if self.amount.is_none() {
+            self.refunds.remember(self.terms.id, response.clone());
+        }
+        self.finish(guard, after).await;
+        response
+    }
+
+    /// Looks after a refund of unknown fate until its nonce is used. While it is not, the very same is asked for again:
+    /// the nonce lets it land once, and one that was never sent would otherwise keep the channel shut.
+    async fn follow(&self, guard: CloseGuard<Evm>, channel: &RecordOf<Evm>, payment: &Payment, amount: Amount) {
         let mut wait = self.retry.wait_min;
         for _ in 0..LOOKS {
             tokio::time::sleep(wait).await;
@@ -242,10 +255,14 @@ impl Refunding {
             let read_at = self.clock.now();
             match self.network.facilitator.verify(&self.payment).await {
                 Ok(verified) => {
-                    if let Some(now) = EvmChannelState::read(&verified.extra, &self.terms, read_at)
-                        && channel.on_chain.ends_close(&now)
-                    {
-                        return self.finish(guard, now).await;
+                    if let Some(now) = EvmChannelState::read(&verified.extra, &self.terms, read_at) {
+                        if channel.on_chain.ends_close(&now) {
+                            return self.finish(guard, now).await;
+                        }
+                        if let Ok(settled) = self.network.facilitator.settle(payment).await {
+                            self.done(guard, channel, &settled, amount).await;
+                            return;
+                        }
                     }
                 }
                 // A channel without a balance is one that was refunded whole.
