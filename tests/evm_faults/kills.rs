@@ -134,23 +134,23 @@ async fn settlement_with_our_own_facilitator() {
     world.tie_out().await;
 }
 
-/// Where a deposit or a refund is when the proxy is killed.
+/// What of a deposit or a refund is still to come when the proxy is killed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Point {
-    NotSent,
-    NotMined,
-    NotAnswered,
+    Sending,
+    Mining,
+    Answering,
 }
 
 /// Arms a point, has the client ask, kills the proxy there, and starts it again.
 async fn killed_while(world: &mut World, kind: &str, command: &str, point: Point) {
     let local = world.facilitator.is_none();
     match point {
-        Point::NotMined => world.stop_mining().await,
-        Point::NotSent if local => world.line.hold(Hold::Sending { after: 0 }),
-        Point::NotAnswered if local => world.line.hold(Hold::Receipt { after: 0 }),
-        Point::NotSent | Point::NotAnswered => {
-            let when = if point == Point::NotSent { "before" } else { "after" };
+        Point::Mining => world.stop_mining().await,
+        Point::Sending if local => world.line.hold(Hold::Sending { after: 0 }),
+        Point::Answering if local => world.line.hold(Hold::Receipt { after: 0 }),
+        Point::Sending | Point::Answering => {
+            let when = if point == Point::Sending { "before" } else { "after" };
             let rule = json!([{ "kind": kind, "when": when, "do": "wait", "ms": NEVER_MS, "count": 1 }]);
             world.facilitator().misbehave(rule).await;
         }
@@ -162,17 +162,17 @@ async fn killed_while(world: &mut World, kind: &str, command: &str, point: Point
     }
     world.payer.send(&json!({ "do": command, "url": url }));
     match point {
-        Point::NotMined => until("it to be sent", async || world.unmined().await == 1).await,
-        Point::NotSent | Point::NotAnswered if local => {
+        Point::Mining => until("it to be sent", async || world.unmined().await == 1).await,
+        Point::Sending | Point::Answering if local => {
             until("the step to be reached", async || world.line.holds()).await;
         }
-        Point::NotSent | Point::NotAnswered => world.facilitator().misbehaves().await,
+        Point::Sending | Point::Answering => world.facilitator().misbehaves().await,
     }
     world.kill();
     let answer = world.payer.line();
     assert!(answer["error"].is_string(), "the proxy died while the client waited: {answer}");
     world.line.open();
-    if point == Point::NotMined {
+    if point == Point::Mining {
         world.mine().await;
         until("it to be mined", async || world.unmined().await == 0).await;
     }
@@ -181,7 +181,7 @@ async fn killed_while(world: &mut World, kind: &str, command: &str, point: Point
 
 async fn deposits_and_refunds(local: bool) {
     let mut world = World::open(&Setup { local, block_seconds: None, settle_timeout_seconds: 60, settlement: EAGER });
-    for point in [Point::NotSent, Point::NotMined, Point::NotAnswered] {
+    for point in [Point::Sending, Point::Mining, Point::Answering] {
         // What was not answered was not charged; whether the deposit is there or not, the client goes on.
         killed_while(&mut world, "deposit", "pay", point).await;
         world.pay("/quote");
