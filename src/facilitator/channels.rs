@@ -1,10 +1,13 @@
 //! The port through which the state of EVM channels is read, and two ways to do it.
 //!
 //! Where a chain endpoint is configured, many channels are read at one block ([`ByChain`]). A facilitator tells a
-//! channel's state ([`ByFacilitator`]) when it verifies a voucher on it (`scheme_batch_settlement_evm.md`, "POST /verify"), so without an
-//! endpoint each channel is a question of its own, and only channels with a voucher can be asked about.
+//! channel's state ([`ByFacilitator`]) when it verifies a voucher on it (`scheme_batch_settlement_evm.md`, "POST
+//! /verify"), so without an endpoint each channel is a question of its own, and only channels with a voucher can be asked
+//! about. A refusal tells little: that all of a voucher is claimed, or that a channel is empty. How much is left where a
+//! payer took a part of it out, so that the voucher is above what is there, cannot be found out in this way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
@@ -55,12 +58,19 @@ impl ByFacilitator {
         let read_at = self.clock.now();
         match self.facilitator.verify(&question(record)).await {
             Ok(verified) => Ok(EvmChannelState::read(&verified.extra, &record.terms, read_at)),
-            // Nothing is claimed beyond what was charged, and that is within the voucher: so all of it is claimed.
+            // Nothing is claimed beyond what was charged, and that is within the voucher: so all of it is claimed. What else
+            // is known is as old as it was.
             Err(InterfaceError::Refused { reason, .. })
                 if reason == Reason::EvmBatchCumulativeBelowClaimed.as_str()
                     && voucher.cumulative == record.charged =>
             {
-                Ok(Some(EvmOnChain { claimed: voucher.cumulative, block: 0, read_at, ..record.on_chain }))
+                Ok(Some(EvmOnChain { claimed: voucher.cumulative, ..record.on_chain }))
+            }
+            Err(InterfaceError::Refused { reason, .. })
+                if reason == Reason::EvmBatchChannelNotFound.as_str() && may_be_empty(record, read_at) =>
+            {
+                let none = EvmOnChain::none(read_at);
+                Ok(Some(EvmOnChain { refund_nonce: record.on_chain.refund_nonce, ..none }))
             }
             Err(InterfaceError::Refused { .. } | InterfaceError::Unknown { .. }) => Ok(None),
             Err(error @ InterfaceError::Unavailable(_)) => Err(error),
@@ -73,14 +83,29 @@ impl EvmChannels for ByFacilitator {
     async fn read(&self, channels: &[RecordOf<Evm>]) -> Result<Vec<Option<EvmOnChain>>, InterfaceError> {
         let mut read = Vec::with_capacity(channels.len());
         for record in channels {
-            read.push(self.ask(record).await?);
+            match self.ask(record).await {
+                Ok(told) => read.push(told),
+                // What was told before counts, and the rest is not waited for one by one.
+                Err(_) if read.iter().any(Option::is_some) => break,
+                Err(error) => return Err(error),
+            }
         }
+        read.resize(channels.len(), None);
         Ok(read)
     }
 
     async fn unsettled(&self, _seller: &EvmSeller) -> Result<Option<Amount>, InterfaceError> {
         Ok(None)
     }
+}
+
+/// Whether a channel that we know can be without a balance: its payer had the time to take it out since it was last read,
+/// and nothing of it was ever claimed, for that stays. Else whoever says so is behind.
+fn may_be_empty(record: &RecordOf<Evm>, now: UnixMillis) -> bool {
+    let before = &record.on_chain;
+    let delay = Duration::from_secs(record.terms.seller.withdraw_delay);
+    let withdrawn = before.is_withdrawing() && now.seconds() >= before.withdraw_ends_at;
+    before.claimed.is_zero() && (withdrawn || now.since(before.read_at) >= delay)
 }
 
 /// Reads channels from the chain, many at one block.

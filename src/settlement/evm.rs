@@ -9,13 +9,16 @@
 //! who starts a withdrawal is answered with the last voucher at once. Refuses: to name the gate, to read any clock but
 //! the given one.
 //!
-//! [`plan`] decides (pure), `carry` takes one batch through its steps, `watch` reads the chain's side. Source:
+//! [`plan`] decides (pure), `carry` takes a claim through its steps, `payout` pays out, `wait` says what is tried again and
+//! when, `watch` reads the chain's side. Source:
 //! `scheme_batch_settlement_evm.md`, "Claim & Settlement Strategy" and "POST /settle".
 
 mod carry;
+mod payout;
 pub mod plan;
 pub mod report;
 mod run;
+mod wait;
 mod watch;
 
 use std::collections::HashMap;
@@ -27,8 +30,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch as flag};
 
+use self::payout::Payout;
 use self::plan::EvmRules;
 pub use self::report::{EvmBatchReport, EvmObserver, EvmReport, EvmStatus, NoEvmObserver};
+use self::wait::{Asked, Hold, Wait};
 pub use self::watch::EvmHalt;
 use super::Trigger;
 use super::trouble::Backoff;
@@ -111,29 +116,18 @@ pub trait ClaimCost: Send + Sync {
     async fn cost(&self, claims: usize) -> Result<Amount, InterfaceError>;
 }
 
-/// A channel or the whole that waits after a failure.
-#[derive(Clone, Debug)]
-struct Wait {
-    attempts: u32,
-    until: UnixMillis,
-    /// Whether the channel stands alone in a batch until it succeeds.
-    alone: bool,
-    error: String,
-}
-
 /// What is kept between rounds, in memory only: a restart begins with an empty one.
 struct State {
     waits: HashMap<B256, Wait>,
-    hold: Option<Wait>,
+    hold: Option<Hold>,
     last_sweep: UnixMillis,
     sweeping: bool,
-    /// Whether no round was made yet.
-    fresh: bool,
-    /// What was claimed of each token when it was last paid out; what is claimed beyond that is owed. Nothing is known of
-    /// a token before its first payout, as a crash may have come between a claim and it.
-    paid_out: HashMap<Address, Amount>,
-    /// How often an open claim was asked for without an answer.
-    unanswered: HashMap<u64, u32>,
+    /// How far each token is paid out.
+    payouts: HashMap<Address, Payout>,
+    /// Open batches that were asked for, by number.
+    asked: HashMap<u64, Asked>,
+    /// Channels whose state could not be told when it was asked for last, and when that was.
+    untold: HashMap<B256, UnixMillis>,
     last_success: Option<UnixMillis>,
     confirmed: u64,
     dropped: u64,
@@ -181,9 +175,10 @@ impl EvmSettlement {
             hold: None,
             last_sweep: parts.clock.now(),
             sweeping: false,
-            fresh: true,
-            paid_out: HashMap::new(),
-            unanswered: HashMap::new(),
+            // A crash may have come between a claim and its payout: every token is looked at once.
+            payouts: HashMap::new(),
+            asked: HashMap::new(),
+            untold: HashMap::new(),
             last_success: None,
             confirmed: 0,
             dropped: 0,
@@ -227,6 +222,7 @@ impl EvmSettlement {
             let mut state = self.state.lock();
             state.hold = None;
             state.waits.values_mut().for_each(|wait| wait.until = UnixMillis(0));
+            state.payouts.values_mut().for_each(|payout| payout.until = UnixMillis(0));
         }
         let mut report = EvmReport::default();
         loop {
@@ -250,6 +246,7 @@ impl EvmSettlement {
                 status.tally(record, now);
             }
         });
+        status.unpaid = self.unpaid();
         let state = self.state.lock();
         status.last_success = state.last_success;
         status.confirmed = state.confirmed;

@@ -11,6 +11,8 @@
 //! every request, as they do in the threshold signer.
 
 mod books;
+#[path = "../support/chance.rs"]
+mod chance;
 mod client;
 mod ports;
 mod steps;

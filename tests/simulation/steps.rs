@@ -10,8 +10,8 @@ use turnpike::chain::sandbox::{Faults, InjectedFailure, RpcFault};
 use turnpike::ledger::memory::Fault;
 use turnpike::settlement::Trigger;
 
+use crate::chance::Going;
 use crate::client::{Kind, Payment, Upstream, call};
-use crate::ports::Going;
 use crate::world::World;
 use crate::{METERED_SECONDS, PRICE};
 

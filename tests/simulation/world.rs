@@ -34,8 +34,9 @@ use turnpike::x402::wire::PaymentRequirements;
 use turnpike::x402::{Key, Network};
 
 use crate::books::{Books, claims};
+use crate::chance::{Disk, Going, Power, Random, SimulatedClock, carry};
 use crate::client::{COST, Client, ask};
-use crate::ports::{Disk, Going, Node, OneKey, Power, Random, SimulatedClock, carry};
+use crate::ports::{Node, OneKey};
 use crate::{CEILING, CLIENTS, DELAY, FUNDS, METERED_SECONDS, PRICE};
 
 /// How many of its last steps a world can tell.

@@ -1,11 +1,9 @@
-//! One batch's way: approval, signature, journal, facilitator, reading back.
+//! One claim's way: approval, signature, journal, facilitator, reading back.
 //!
-//! Promises that a batch is durable before anybody is asked to send it, and ends as confirmed only when the channels
-//! have been read back, or the payout was told by whoever made it. A facilitator's refusal means that nothing changed;
-//! no answer means nothing at all: then the channels are read, and the same signed claim is asked for again, which on
-//! chain passes over what is claimed already.
-
-use std::collections::HashMap;
+//! Promises that a batch is durable before anybody is asked to send it, and that a claim ends as confirmed only when its
+//! channels have been read back, or where an answer says so and nobody can read them. A facilitator's refusal means that
+//! nothing changed; no answer means nothing at all: then the channels are read, and the same signed claim is asked for
+//! again after a while, which on chain passes over what is claimed already.
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -13,11 +11,12 @@ use tokio::time::Instant;
 use super::super::Outcome;
 use super::EvmSettlement;
 use super::plan::{EvmDue, Urgency};
-use super::report::{EvmBatchReport, EvmReport};
+use super::report::EvmBatchReport;
+use super::wait::Vain;
 use crate::amount::Amount;
-use crate::facilitator::interface::{InterfaceError, Payment, Settled};
-use crate::ledger::channel::Evm;
+use crate::facilitator::interface::{InterfaceError, Payment};
 use crate::ledger::channel::evm::{EvmBatch, EvmBatchKind};
+use crate::ledger::channel::{Evm, EvmOnChain};
 use crate::ledger::store::{BatchState, RecordOf};
 use crate::policy::{Deployment, EvmClaim, EvmRequest};
 use crate::scheme::batch_settlement_evm::SCHEME;
@@ -27,8 +26,16 @@ use crate::x402::Reason;
 use crate::x402::evm::{Address, B256, EvmSignature};
 use crate::x402::wire::X402_VERSION;
 
-/// How often a claim is asked for without an answer before it is given up and taken apart.
-const UNANSWERED_MAX: u32 = 6;
+/// What reading its channels says of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// Every channel has come to its total; so much was newly claimed.
+    All(Amount),
+    /// A channel is below its total.
+    Missing,
+    /// No channel that could be told is below its total, and some could not be told.
+    Untold,
+}
 
 /// Why a batch was not made.
 enum Unmade {
@@ -86,8 +93,8 @@ impl EvmSettlement {
             Unmade::Forbidden(why) => {
                 match due {
                     [line] => self.blame(line.record.terms.id, &why, line.urgency == Urgency::Withdrawal),
-                    // A limit on the whole may let each pass alone.
-                    _ => self.split(lines.iter().map(|(channel, _)| *channel), &why),
+                    // A limit on the whole may let parts of it pass.
+                    _ => self.split(&lines.iter().map(|(channel, _)| *channel).collect::<Vec<_>>(), &why),
                 }
                 why
             }
@@ -109,95 +116,113 @@ impl EvmSettlement {
 
     /// Finds out what became of a journalled batch; one that is not on chain is asked for again.
     pub(super) async fn follow(&self, batch: EvmBatch) -> EvmBatchReport {
-        match batch.kind {
-            EvmBatchKind::Claim => match self.read_back(&batch).await {
-                Ok(Some(moved)) => self.confirmed(batch, moved).await,
-                Ok(None) => self.send_claim(batch).await,
-                Err(why) => self.unknown(batch, why),
-            },
-            EvmBatchKind::Settle => match self.seller(&batch) {
-                Some(seller) => match self.parts.channels.unsettled(&seller).await {
-                    Ok(Some(owed)) if owed.is_zero() => self.confirmed(batch, Amount::ZERO).await,
-                    Ok(_) => self.send_settle(batch).await,
-                    Err(error) => self.unknown(batch, error.to_string()),
-                },
-                None => self.unknown(batch, "no configured seller has its token".to_owned()),
-            },
+        if batch.kind == EvmBatchKind::Settle {
+            return self.follow_settle(batch).await;
+        }
+        let asked = self.asked(&batch);
+        match self.read_back(&batch).await {
+            Ok(Seen::All(moved)) => self.confirmed(batch, moved).await,
+            Ok(_) if !self.may_ask(&batch) => {
+                self.unknown(batch, "it does not show yet; it is asked for again".to_owned())
+            }
+            Ok(Seen::Untold) if asked.answered => self.believed(batch).await,
+            Ok(Seen::Untold | Seen::Missing) => self.send_claim(batch).await,
+            Err(why) => self.unknown(batch, why),
         }
     }
 
-    /// Whether the chain has a claim: reads its channels, and takes up what it says. The sum that it newly claimed where
-    /// every channel has come to its total, else `None`.
-    async fn read_back(&self, batch: &EvmBatch) -> Result<Option<Amount>, String> {
+    /// Whether the chain has a claim: reads its channels, and takes up what it says.
+    async fn read_back(&self, batch: &EvmBatch) -> Result<Seen, String> {
         let ids: Vec<B256> = batch.lines.iter().map(|(id, _)| *id).collect();
-        let before: HashMap<B256, Amount> =
-            ids.iter().filter_map(|id| Some((*id, self.parts.ledger.channel(id)?.on_chain.claimed))).collect();
-        let after = self.refresh(&ids).await.map_err(|error| error.to_string())?;
-        let mut moved = Amount::ZERO;
-        for (id, total) in &batch.lines {
-            let Some(record) = after.iter().find(|record| record.terms.id == *id) else { continue };
-            if record.on_chain.claimed < *total {
-                return Ok(None);
-            }
-            let was = before.get(id).copied().unwrap_or(Amount::ZERO);
-            moved = moved.saturating_add(record.on_chain.claimed.saturating_sub(was));
+        let claimed = |id: &B256| self.parts.ledger.channel(id).map(|record| record.on_chain.claimed);
+        let before: Vec<Amount> = ids.iter().map(|id| claimed(id).unwrap_or(Amount::ZERO)).collect();
+        let told = self.refresh(&ids).await.map_err(|error| error.to_string())?;
+        let mut seen = Seen::All(Amount::ZERO);
+        for ((id, total), was) in batch.lines.iter().zip(before) {
+            let Some(now) = claimed(id) else { continue };
+            seen = match seen {
+                Seen::All(moved) if now >= *total => Seen::All(moved.saturating_add(now.saturating_sub(was))),
+                _ if now >= *total => seen,
+                Seen::All(_) | Seen::Untold if !told.contains(id) => Seen::Untold,
+                _ => Seen::Missing,
+            };
         }
-        Ok(Some(moved))
+        Ok(seen)
     }
 
     async fn send_claim(&self, mut batch: EvmBatch) -> EvmBatchReport {
         let payment = match self.payment(&batch) {
             Ok(payment) => payment,
-            Err(why) => return self.unknown(batch, why),
+            // Where its token is configured again, its channels are claimed anew.
+            Err(why) => return self.dropped(batch, why).await,
         };
         match self.parts.facilitator.settle(&payment).await {
             Ok(settled) => {
                 self.name(&mut batch, &settled.transaction).await;
-                match self.read_back(&batch).await {
-                    Ok(Some(moved)) => self.confirmed(batch, moved).await,
-                    Ok(None) => self.unknown(batch, "it was sent, and its channels do not show it yet".to_owned()),
-                    Err(why) => self.unknown(batch, why),
-                }
+                let why = match self.read_back(&batch).await {
+                    Ok(Seen::All(moved)) => return self.confirmed(batch, moved).await,
+                    Ok(Seen::Missing | Seen::Untold) => "it was sent, and its channels do not show it yet".to_owned(),
+                    Err(why) => why,
+                };
+                self.in_vain(batch, Vain::Unseen, why).await
+            }
+            Err(InterfaceError::Refused { reason, .. }) if is_nobodys(&reason) => {
+                self.hold(&reason);
+                self.in_vain(batch, Vain::NotSent, reason).await
             }
             Err(error @ InterfaceError::Refused { .. }) => {
                 // A refusal can come after another way led to the chain.
                 match self.read_back(&batch).await {
-                    Ok(Some(moved)) => self.confirmed(batch, moved).await,
-                    Ok(None) => self.dropped(batch, error.to_string()).await,
+                    Ok(Seen::All(moved)) => self.confirmed(batch, moved).await,
+                    Ok(Seen::Missing | Seen::Untold) => self.dropped(batch, error.to_string()).await,
                     Err(why) => self.unknown(batch, why),
                 }
             }
             Err(InterfaceError::Unavailable(why)) => {
                 self.hold(&why);
-                self.unknown(batch, why)
+                self.in_vain(batch, Vain::NotSent, why).await
             }
             Err(InterfaceError::Unknown { transaction, detail }) => {
-                if let Some(transaction) = transaction {
-                    self.name(&mut batch, &transaction).await;
-                }
-                if self.is_hopeless(&batch) {
-                    let why = format!("{detail}; its channels are tried one by one");
-                    return self.dropped(batch, why).await;
-                }
+                self.name(&mut batch, transaction.as_deref().unwrap_or_default()).await;
                 self.hold(&detail);
-                self.unknown(batch, detail)
+                self.in_vain(batch, Vain::Unanswered, detail).await
             }
         }
     }
 
-    /// Whether a batch was asked for so often without an answer that one of its channels may be what nobody can answer.
-    /// To give it up is safe: should it land later, it claims what was charged and signed, and a claim of more passes
-    /// over it.
-    fn is_hopeless(&self, batch: &EvmBatch) -> bool {
-        let mut state = self.state.lock();
-        let asked = state.unanswered.entry(batch.id).or_insert(0);
-        *asked = asked.saturating_add(1);
-        *asked >= UNANSWERED_MAX
+    /// A claim was asked for and cannot be seen: it is looked for and asked for again, and where that was done often
+    /// enough its channels are tried in parts, since one of them may be what nobody can answer.
+    async fn in_vain(&self, batch: EvmBatch, how: Vain, why: String) -> EvmBatchReport {
+        if self.asked_in_vain(&batch, how) {
+            return self.dropped(batch, format!("{why}; its channels are tried in parts")).await;
+        }
+        self.unknown(batch, why)
+    }
+
+    /// Ends a claim that was answered for and whose channels nobody can tell, a while after the answer: then the answer
+    /// is what there is. It is a facilitator's, and where there is no other reader the readings are its word too.
+    async fn believed(&self, batch: EvmBatch) -> EvmBatchReport {
+        let ledger = &self.parts.ledger;
+        let mut moved = Amount::ZERO;
+        for (id, total) in &batch.lines {
+            let Some(record) = ledger.channel(id).filter(|record| record.on_chain.claimed < *total) else { continue };
+            moved = moved.saturating_add(total.saturating_sub(record.on_chain.claimed));
+            let balance = record.on_chain.balance.max(*total);
+            // Nothing else was told, so what else is known is as old as it was.
+            let on_chain = EvmOnChain { claimed: *total, balance, ..record.on_chain };
+            if let Err(error) = ledger.observe(id, on_chain).await {
+                return self.unknown(batch, error.to_string());
+            }
+        }
+        self.confirmed(batch, moved).await
     }
 
     /// Keeps the name of a batch's transaction, for people. What became of it is not found out by name.
-    async fn name(&self, batch: &mut EvmBatch, transaction: &str) {
-        batch.transaction = transaction.parse().ok().or(batch.transaction);
+    pub(super) async fn name(&self, batch: &mut EvmBatch, transaction: &str) {
+        let Ok(transaction) = transaction.parse() else { return };
+        if batch.transaction.replace(transaction) == Some(transaction) {
+            return;
+        }
         if let Err(error) = self.parts.ledger.journal_batch(batch.clone()).await {
             tracing::error!(batch = batch.id, %error, "a transaction's hash could not be recorded");
         }
@@ -215,14 +240,14 @@ impl EvmSettlement {
         let over = EvmBatch { state, request: String::new(), ..batch.clone() };
         match self.parts.ledger.journal_batch(over.clone()).await {
             Ok(()) => {
-                self.state.lock().unanswered.remove(&over.id);
+                self.state.lock().asked.remove(&over.id);
                 Ok(over)
             }
             Err(error) => Err(self.unknown(batch, error.to_string())),
         }
     }
 
-    async fn confirmed(&self, batch: EvmBatch, moved: Amount) -> EvmBatchReport {
+    pub(super) async fn confirmed(&self, batch: EvmBatch, moved: Amount) -> EvmBatchReport {
         let batch = match self.end(batch, BatchState::Confirmed).await {
             Ok(batch) => batch,
             Err(report) => return report,
@@ -237,6 +262,9 @@ impl EvmSettlement {
             state.confirmed = state.confirmed.saturating_add(1);
             state.last_error = None;
         }
+        if batch.kind == EvmBatchKind::Claim {
+            self.claimed_more(batch.token);
+        }
         self.parts.observer.confirmed(&batch, moved);
         let transaction = batch.transaction.map(|hash| hash.to_string()).unwrap_or_default();
         tracing::info!(batch = batch.id, kind = ?batch.kind, channels = batch.lines.len(), %moved, transaction,
@@ -244,7 +272,7 @@ impl EvmSettlement {
         report(batch, Outcome::Confirmed { moved })
     }
 
-    async fn dropped(&self, batch: EvmBatch, why: String) -> EvmBatchReport {
+    pub(super) async fn dropped(&self, batch: EvmBatch, why: String) -> EvmBatchReport {
         let batch = match self.end(batch, BatchState::Dropped { why: why.clone() }).await {
             Ok(batch) => batch,
             Err(report) => return report,
@@ -254,111 +282,35 @@ impl EvmSettlement {
             state.dropped = state.dropped.saturating_add(1);
             state.last_error = Some(format!("batch {}: {why}", batch.id));
         }
-        tracing::warn!(batch = batch.id, kind = ?batch.kind, why, "settlement batch dropped; it changed nothing");
+        tracing::warn!(batch = batch.id, kind = ?batch.kind, why, "settlement batch dropped; what it left is tried again");
         match batch.lines.as_slice() {
-            [] => self.hold(&why),
+            [] => self.payout_failed(batch.token, &why),
             [(channel, _)] => {
                 let record = self.parts.ledger.channel(channel);
                 self.blame(*channel, &why, record.is_some_and(|record| record.on_chain.is_withdrawing()));
             }
-            lines => self.split(lines.iter().map(|(channel, _)| *channel), &why),
+            lines => self.split(&lines.iter().map(|(channel, _)| *channel).collect::<Vec<_>>(), &why),
         }
         self.parts.observer.dropped(&batch, &why);
         report(batch, Outcome::Dropped { why })
     }
 
-    fn unknown(&self, batch: EvmBatch, why: String) -> EvmBatchReport {
+    pub(super) fn unknown(&self, batch: EvmBatch, why: String) -> EvmBatchReport {
         self.state.lock().last_error = Some(format!("batch {}: {why}", batch.id));
         tracing::warn!(batch = batch.id, kind = ?batch.kind, why, "the fate of a settlement batch is not known yet");
         report(batch, Outcome::Unknown { why })
     }
 
-    fn seller(&self, batch: &EvmBatch) -> Option<std::sync::Arc<EvmSeller>> {
+    pub(super) fn seller(&self, batch: &EvmBatch) -> Option<std::sync::Arc<EvmSeller>> {
         let mut sellers = self.options.sellers.iter();
         sellers.find(|seller| seller.network == batch.network && seller.token == batch.token).cloned()
     }
+}
 
-    /// Pays out what is claimed and not paid out: by our claims, and by refunds, which claim too.
-    pub(super) async fn pay_out(&self, report: &mut EvmReport) {
-        for seller in &self.options.sellers {
-            let claimed = self.claimed(seller);
-            let paid_out = self.state.lock().paid_out.get(&seller.token).copied();
-            if paid_out.is_some_and(|paid_out| paid_out >= claimed) || self.stopping() || self.is_held() {
-                continue;
-            }
-            match self.parts.channels.unsettled(seller).await {
-                Ok(Some(amount)) if amount.is_zero() => {
-                    self.state.lock().paid_out.insert(seller.token, claimed);
-                    continue;
-                }
-                // Nobody can tell, and nothing was claimed since this process started: a payout of nothing costs
-                // nothing where the facilitator simulates it, as it must.
-                Ok(_) => {}
-                Err(error) => {
-                    self.hold(&error.to_string());
-                    continue;
-                }
-            }
-            let batch = EvmBatch {
-                id: self.parts.ledger.next_batch(),
-                kind: EvmBatchKind::Settle,
-                network: seller.network.clone(),
-                token: seller.token,
-                lines: Vec::new(),
-                request: settle_request(seller).to_string(),
-                transaction: None,
-                state: BatchState::Signed,
-                created_at: self.parts.clock.now(),
-            };
-            match self.parts.ledger.journal_batch(batch.clone()).await {
-                Ok(()) => {
-                    let done = self.send_settle(batch).await;
-                    if matches!(done.outcome, Outcome::Confirmed { .. }) {
-                        self.state.lock().paid_out.insert(seller.token, claimed);
-                    }
-                    report.batches.push(done);
-                }
-                Err(error) => self.hold(&error.to_string()),
-            }
-        }
-    }
-
-    /// All that was ever claimed of a seller's channels, as far as the ledger knows.
-    fn claimed(&self, seller: &EvmSeller) -> Amount {
-        let mut claimed = Amount::ZERO;
-        self.parts.ledger.for_each(&mut |record| {
-            if record.terms.seller.token == seller.token && record.terms.seller.network == seller.network {
-                claimed = claimed.saturating_add(record.on_chain.claimed);
-            }
-        });
-        claimed
-    }
-
-    async fn send_settle(&self, mut batch: EvmBatch) -> EvmBatchReport {
-        let payment = match self.payment(&batch) {
-            Ok(payment) => payment,
-            Err(why) => return self.unknown(batch, why),
-        };
-        match self.parts.facilitator.settle(&payment).await {
-            Ok(settled) => {
-                let moved = paid_out(&settled);
-                self.name(&mut batch, &settled.transaction).await;
-                self.confirmed(batch, moved).await
-            }
-            Err(InterfaceError::Refused { reason, .. }) if reason == Reason::EvmBatchNothingToSettle.as_str() => {
-                self.confirmed(batch, Amount::ZERO).await
-            }
-            Err(error @ InterfaceError::Refused { .. }) => self.dropped(batch, error.to_string()).await,
-            Err(error) => {
-                if let InterfaceError::Unknown { transaction: Some(transaction), .. } = &error {
-                    self.name(&mut batch, transaction).await;
-                }
-                let why = error.to_string();
-                self.hold(&why);
-                self.unknown(batch, why)
-            }
-        }
-    }
+/// Whether a facilitator refuses for a reason that lies in nothing that it was asked: then nothing was sent, and the same
+/// is asked for again.
+fn is_nobodys(reason: &str) -> bool {
+    [Reason::EvmBatchRpcReadFailed, Reason::EvmBatchChannelStateReadFailed].iter().any(|known| known.as_str() == reason)
 }
 
 /// A channel's claim up to a total. `None` where it has no voucher for that much.
@@ -385,13 +337,8 @@ fn claim_request(claims: &[EvmClaim], signature: &EvmSignature) -> Value {
     json!({ "type": "claim", "claims": claims.collect::<Vec<_>>(), "claimAuthorizerSignature": signature })
 }
 
-/// "POST /settle", `type: "settle"`.
-fn settle_request(seller: &EvmSeller) -> Value {
-    json!({ "type": "settle", "receiver": seller.pay_to, "token": seller.token })
-}
-
 /// A step of settlement as a facilitator is asked for it: as the reference server writes it.
-fn payment(seller: &EvmSeller, payload: Value) -> Payment {
+pub(super) fn payment(seller: &EvmSeller, payload: Value) -> Payment {
     let requirements = json!({
         "scheme": SCHEME,
         "network": seller.network,
@@ -405,12 +352,7 @@ fn payment(seller: &EvmSeller, payload: Value) -> Payment {
     Payment { x402_version: X402_VERSION, payload, requirements }
 }
 
-/// What a payout moved, as it was told.
-fn paid_out(settled: &Settled) -> Amount {
-    settled.amount.as_deref().and_then(|text| text.parse().ok()).unwrap_or(Amount::ZERO)
-}
-
-fn report(batch: EvmBatch, outcome: Outcome) -> EvmBatchReport {
+pub(super) fn report(batch: EvmBatch, outcome: Outcome) -> EvmBatchReport {
     EvmBatchReport {
         id: batch.id,
         kind: batch.kind,

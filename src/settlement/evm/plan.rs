@@ -97,15 +97,11 @@ pub fn due(record: &RecordOf<Evm>, rules: &EvmRules, moment: EvmMoment) -> Optio
     Some(EvmDue { record: record.clone(), total, urgency })
 }
 
-/// Puts what is due into batches of up to `claims_max` whose totals come to no more than `total_max`, those that must not
-/// wait and then the largest first. Channels of one seller only share a batch; `alone` has one to itself.
+/// Puts what is due into batches whose totals come to no more than `total_max`, those that must not wait and then the
+/// largest first. Channels of one seller only share a batch, and of one limit: `claims_max` says with how many others a
+/// channel may share one, itself included.
 #[must_use]
-pub fn pack(
-    mut due: Vec<EvmDue>,
-    claims_max: usize,
-    total_max: Amount,
-    alone: &dyn Fn(&EvmDue) -> bool,
-) -> Vec<Vec<EvmDue>> {
+pub fn pack(mut due: Vec<EvmDue>, total_max: Amount, claims_max: &dyn Fn(&EvmDue) -> usize) -> Vec<Vec<EvmDue>> {
     due.sort_by(|a, b| {
         a.urgency
             .cmp(&b.urgency)
@@ -114,29 +110,36 @@ pub fn pack(
             .then_with(|| a.record.terms.id.cmp(&b.record.terms.id))
     });
     let mut batches: Vec<Vec<EvmDue>> = Vec::new();
-    // The open batch of each seller, by its place.
-    let mut open: Vec<usize> = Vec::new();
+    let mut open: Vec<Open> = Vec::new();
     for line in due {
-        if alone(&line) {
-            batches.push(vec![line]);
-            continue;
-        }
-        let fits = |batch: &Vec<EvmDue>| {
-            let totals = batch.iter().fold(line.total, |sum, line| sum.saturating_add(line.total));
-            batch.len() < claims_max.max(1)
-                && totals <= total_max
-                && batch.first().is_some_and(|first| first.record.terms.seller == line.record.terms.seller)
+        let claims_max = claims_max(&line).max(1);
+        let fits = |open: &Open| {
+            let first = batches.get(open.place).and_then(|batch| batch.first());
+            open.claims_max == claims_max
+                && open.total.saturating_add(line.total) <= total_max
+                && first.is_some_and(|first| first.record.terms.seller == line.record.terms.seller)
         };
-        let place = open.iter().copied().find(|place| batches.get(*place).is_some_and(fits));
-        match place.and_then(|place| batches.get_mut(place)) {
-            Some(batch) => batch.push(line),
-            None => {
-                open.push(batches.len());
-                batches.push(vec![line]);
-            }
+        let at = open.iter().position(fits).unwrap_or_else(|| {
+            open.push(Open { place: batches.len(), claims_max, total: Amount::ZERO });
+            batches.push(Vec::new());
+            open.len().saturating_sub(1)
+        });
+        let Some(of) = open.get_mut(at) else { continue };
+        of.total = of.total.saturating_add(line.total);
+        let Some(batch) = batches.get_mut(of.place) else { continue };
+        batch.push(line);
+        if batch.len() >= claims_max {
+            open.remove(at);
         }
     }
     batches
+}
+
+/// A batch that is not full.
+struct Open {
+    place: usize,
+    claims_max: usize,
+    total: Amount,
 }
 
 /// Whether a batch is worth its cost, or must not wait for that.

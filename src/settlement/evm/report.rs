@@ -39,15 +39,15 @@ pub struct EvmReport {
     pub held: Option<String>,
     /// Channels that wait after a failure, with their last error.
     pub stuck: Vec<(B256, String)>,
-    /// Whether more was due than one round takes.
+    /// Whether more was due than one round takes, or a batch that failed is tried again in parts.
     pub more: bool,
 }
 
 impl EvmReport {
-    /// Whether a batch was confirmed or dropped.
+    /// Whether the fate of a batch was decided.
     #[must_use]
     pub fn progressed(&self) -> bool {
-        self.batches.iter().any(|batch| matches!(batch.outcome, Outcome::Confirmed { .. } | Outcome::Dropped { .. }))
+        self.batches.iter().any(|batch| !matches!(batch.outcome, Outcome::Unknown { .. }))
     }
 
     /// What confirmed batches of this kind moved.
@@ -87,6 +87,8 @@ pub struct EvmStatus {
     pub lost: Amount,
     /// Channels from which their payers are withdrawing.
     pub withdrawing: usize,
+    /// Tokens of which something may be claimed and not paid out, or of which a payout was not looked up yet.
+    pub unpaid: usize,
     /// Batches that are signed and neither confirmed nor dropped.
     pub open_batches: usize,
     /// Batches confirmed by this process.

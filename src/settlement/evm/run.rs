@@ -8,10 +8,9 @@ use tokio::time::sleep;
 use super::super::{Outcome, Trigger};
 use super::plan::{self, EvmDue, EvmMoment};
 use super::report::EvmReport;
-use super::{EvmFilter, EvmSettlement, Wait};
+use super::{EvmFilter, EvmSettlement};
 use crate::amount::Amount;
 use crate::ledger::channel::evm::EvmBatch;
-use crate::x402::evm::B256;
 
 impl EvmSettlement {
     pub(super) async fn settle_loop(&self) {
@@ -37,7 +36,7 @@ impl EvmSettlement {
     /// One round, by whoever holds the turn.
     pub(super) async fn round(&self, trigger: Trigger, filter: &EvmFilter) -> EvmReport {
         let mut report = EvmReport { rounds: 1, ..EvmReport::default() };
-        let swept = self.begin_sweep();
+        self.begin_sweep();
         for batch in self.open_batches() {
             let done = self.follow(batch).await;
             report.batches.push(done);
@@ -46,10 +45,7 @@ impl EvmSettlement {
         if self.open_batches().is_empty() && !self.is_held() {
             self.claim(trigger, filter, &mut report).await;
         }
-        // Every channel is looked at for it, so not at every tick.
-        let claimed = report.batches.iter().any(|batch| matches!(batch.outcome, Outcome::Confirmed { .. }));
-        let look = swept || claimed || trigger == Trigger::Demand;
-        if look && self.open_batches().is_empty() && !self.is_held() {
+        if self.open_batches().is_empty() && !self.is_held() {
             self.pay_out(&mut report).await;
         }
         let now = self.parts.clock.now();
@@ -61,16 +57,13 @@ impl EvmSettlement {
         report
     }
 
-    /// Whether a sweep begins with this round, or the first round of this process.
-    fn begin_sweep(&self) -> bool {
+    fn begin_sweep(&self) {
         let now = self.parts.clock.now();
         let mut state = self.state.lock();
-        let due = now.since(state.last_sweep) >= self.options.interval;
-        if due {
+        if now.since(state.last_sweep) >= self.options.interval {
             state.last_sweep = now;
             state.sweeping = true;
         }
-        due || std::mem::take(&mut state.fresh)
     }
 
     pub(super) fn open_batches(&self) -> Vec<EvmBatch> {
@@ -81,28 +74,35 @@ impl EvmSettlement {
 
     async fn claim(&self, trigger: Trigger, filter: &EvmFilter, report: &mut EvmReport) {
         let batches = self.plan(trigger, filter);
-        let more = batches.len() > self.options.round_batches_max;
-        let mut waited = false;
+        report.more = batches.len() > self.options.round_batches_max;
+        // Whether something stays due that the sweep has not claimed.
+        let mut left = report.more;
         for batch in batches.into_iter().take(self.options.round_batches_max) {
             if self.stopping() || self.is_held() {
+                left = true;
                 break;
             }
             match self.is_worth_it(&batch).await {
                 Some(true) => {
                     let done = self.carry(batch).await;
                     let unknown = matches!(done.outcome, Outcome::Unknown { .. });
+                    // What failed is tried again in parts, without waiting for the next sweep.
+                    report.more |= matches!(done.outcome, Outcome::Dropped { .. } | Outcome::Refused { .. });
+                    left |= unknown || report.more;
                     report.batches.push(done);
                     if unknown {
                         break;
                     }
                 }
                 // It stays due, and is looked at again with what comes to it.
-                Some(false) => waited = true,
-                None => break,
+                Some(false) => left = true,
+                None => {
+                    left = true;
+                    break;
+                }
             }
         }
-        report.more = more;
-        if trigger == Trigger::Clock && !more && !waited && !self.is_held() {
+        if trigger == Trigger::Clock && !left {
             self.state.lock().sweeping = false;
         }
     }
@@ -110,27 +110,26 @@ impl EvmSettlement {
     fn plan(&self, trigger: Trigger, filter: &EvmFilter) -> Vec<Vec<EvmDue>> {
         let now = self.parts.clock.now();
         let everything = matches!(trigger, Trigger::Pressed | Trigger::Demand);
+        let (sweeping, waits) = {
+            let state = self.state.lock();
+            (state.sweeping, state.waits.clone())
+        };
+        let moment = EvmMoment { now, sweeping, everything };
+        let longest_urgent = self.options.backoff.longest_urgent;
         let mut due = Vec::new();
-        {
-            let (sweeping, waiting): (bool, Vec<B256>) = {
-                let state = self.state.lock();
-                let waits = state.waits.iter().filter(|(_, wait)| wait.until > now);
-                (state.sweeping, waits.map(|(channel, _)| *channel).collect())
-            };
-            let moment = EvmMoment { now, sweeping, everything };
-            self.parts.ledger.for_each(&mut |record| {
-                let id = &record.terms.id;
-                let wanted = filter.as_ref().is_none_or(|wanted| wanted.contains(id));
-                if wanted && self.is_ours(record) && !waiting.contains(id) {
-                    due.extend(plan::due(record, &self.options.rules, moment));
-                }
-            });
-        }
-        let state = self.state.lock();
-        let alone = |line: &EvmDue| state.waits.get(&line.record.terms.id).is_some_and(|wait| wait.alone);
+        self.parts.ledger.for_each(&mut |record| {
+            let id = &record.terms.id;
+            let wanted = filter.as_ref().is_none_or(|wanted| wanted.contains(id));
+            let urgent = record.on_chain.is_withdrawing();
+            let waits = || waits.get(id).is_some_and(|wait| wait.holds(now, urgent, longest_urgent));
+            if wanted && self.is_ours(record) && !waits() {
+                due.extend(plan::due(record, &self.options.rules, moment));
+            }
+        });
         let fit = self.parts.cost.as_ref().map_or(super::CLAIMS_MAX, |cost| cost.claims_max());
         let claims_max = self.options.batch_claims.min(fit).clamp(1, super::CLAIMS_MAX);
-        plan::pack(due, claims_max, self.options.batch_total_max, &alone)
+        let share = |line: &EvmDue| waits.get(&line.record.terms.id).map_or(claims_max, |wait| wait.claims_max);
+        plan::pack(due, self.options.batch_total_max, &|line| share(line).min(claims_max))
     }
 
     /// Whether a batch is worth its cost; `None` where that cannot be found out, and it does not press.
@@ -147,50 +146,5 @@ impl EvmSettlement {
                 None
             }
         }
-    }
-
-    pub(super) fn is_held(&self) -> bool {
-        let now = self.parts.clock.now();
-        self.state.lock().hold.as_ref().is_some_and(|hold| hold.until > now)
-    }
-
-    /// Everything new waits a while.
-    pub(super) fn hold(&self, error: &str) {
-        let now = self.parts.clock.now();
-        let mut state = self.state.lock();
-        let attempts = state.hold.as_ref().map_or(0, |hold| hold.attempts).saturating_add(1);
-        let delay = self.options.backoff.delay(&[0; 32], attempts, self.options.backoff.longest_urgent);
-        state.hold = Some(Wait { attempts, until: now.plus(delay), alone: false, error: error.to_owned() });
-        state.last_error = Some(error.to_owned());
-        tracing::error!(error, wait = ?delay, "settlement waits; nothing is lost");
-    }
-
-    /// A channel waits a while, longer each time; `urgent` where a deadline runs.
-    pub(super) fn blame(&self, channel: B256, error: &str, urgent: bool) {
-        let now = self.parts.clock.now();
-        let backoff = &self.options.backoff;
-        let mut state = self.state.lock();
-        let attempts = state.waits.get(&channel).map_or(0, |wait| wait.attempts).saturating_add(1);
-        let longest = if urgent { backoff.longest_urgent } else { backoff.longest };
-        let delay = backoff.delay(&channel.0, attempts, longest);
-        state.waits.insert(channel, Wait { attempts, until: now.plus(delay), alone: true, error: error.to_owned() });
-        state.last_error = Some(format!("channel {channel}: {error}"));
-        tracing::error!(%channel, error, wait = ?delay, "a channel cannot be claimed; it is tried again");
-    }
-
-    /// Nobody knows which channel is at fault: each stands alone the next time.
-    pub(super) fn split(&self, channels: impl Iterator<Item = B256>, error: &str) {
-        let mut state = self.state.lock();
-        for channel in channels {
-            let wait = state.waits.entry(channel).or_insert_with(|| Wait {
-                attempts: 0,
-                until: crate::clock::UnixMillis(0),
-                alone: true,
-                error: error.to_owned(),
-            });
-            wait.alone = true;
-        }
-        state.sweeping = true;
-        state.last_error = Some(error.to_owned());
     }
 }

@@ -9,8 +9,7 @@ use super::EvmSettlement;
 use super::plan;
 use crate::clock::UnixMillis;
 use crate::facilitator::interface::InterfaceError;
-use crate::ledger::channel::Evm;
-use crate::ledger::store::{RecordOf, StoreError};
+use crate::ledger::store::StoreError;
 use crate::x402::evm::B256;
 
 /// How many channels are read at once.
@@ -44,19 +43,24 @@ impl EvmSettlement {
         }
     }
 
-    /// Reads channels with something to claim, those first that were not read for longest, and takes up what the chain
-    /// says. Returns from how many a payer is withdrawing what is not claimed.
+    /// Reads channels of which not all is claimed that was charged, or that a refund may be on its way for, those first
+    /// that were not read for longest, and takes up what the chain says. Returns from how many a payer is withdrawing
+    /// what is not claimed.
     ///
     /// # Errors
     /// [`EvmHalt`].
     pub async fn watch(&self) -> Result<usize, EvmHalt> {
         let busy: HashSet<B256> =
             self.open_batches().iter().flat_map(|batch| batch.lines.iter().map(|(id, _)| *id)).collect();
+        let untold = self.state.lock().untold.clone();
         let mut oldest: BinaryHeap<(UnixMillis, B256)> = BinaryHeap::new();
         self.parts.ledger.for_each(&mut |record| {
             let id = record.terms.id;
-            if self.is_ours(record) && !busy.contains(&id) && plan::claimable(record).is_some() {
-                oldest.push((record.on_chain.read_at, id));
+            // What a payer took out unclaimed can come back, and a channel that is shut opens when its refund is over.
+            let open = record.charged > record.on_chain.claimed || record.closed;
+            if open && self.is_ours(record) && !busy.contains(&id) {
+                let looked_at = untold.get(&id).map_or(record.on_chain.read_at, |at| record.on_chain.read_at.max(*at));
+                oldest.push((looked_at, id));
                 if oldest.len() > self.options.watch_channels_max {
                     oldest.pop();
                 }
@@ -65,7 +69,8 @@ impl EvmSettlement {
         let ids: Vec<B256> = oldest.into_sorted_vec().into_iter().map(|(_, id)| id).collect();
         let mut withdrawing = 0_usize;
         for some in ids.chunks(READ_CHANNELS) {
-            for record in self.refresh(some).await? {
+            self.refresh(some).await?;
+            for record in some.iter().filter_map(|id| self.parts.ledger.channel(id)) {
                 if record.on_chain.is_withdrawing() && plan::claimable(&record).is_some() {
                     withdrawing = withdrawing.saturating_add(1);
                     tracing::warn!(
@@ -78,16 +83,24 @@ impl EvmSettlement {
         Ok(withdrawing)
     }
 
-    /// Reads channels and takes up what the chain says; as they are afterwards, those that are still known.
-    pub(super) async fn refresh(&self, ids: &[B256]) -> Result<Vec<RecordOf<Evm>>, EvmHalt> {
+    /// Reads channels and takes up what the chain says; answers which of them could be told.
+    pub(super) async fn refresh(&self, ids: &[B256]) -> Result<HashSet<B256>, EvmHalt> {
         let ledger = &self.parts.ledger;
+        let asked_at = self.parts.clock.now();
         let records: Vec<_> = ids.iter().filter_map(|id| ledger.channel(id)).collect();
         let readings = self.parts.channels.read(&records).await?;
+        let mut told = HashSet::new();
         for (record, reading) in records.iter().zip(readings) {
-            if let Some(on_chain) = reading {
-                ledger.observe(&record.terms.id, on_chain).await?;
+            let id = record.terms.id;
+            match reading {
+                Some(on_chain) => {
+                    ledger.observe(&id, on_chain).await?;
+                    told.insert(id);
+                    self.state.lock().untold.remove(&id);
+                }
+                None => drop(self.state.lock().untold.insert(id, asked_at)),
             }
         }
-        Ok(ids.iter().filter_map(|id| ledger.channel(id)).collect())
+        Ok(told)
     }
 }

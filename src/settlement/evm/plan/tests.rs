@@ -100,7 +100,8 @@ proptest! {
         let lone: Vec<B256> =
             due.iter().zip(&lines).filter(|(_, (_, _, alone))| *alone).map(|(due, _)| due.record.terms.id).collect();
         let total_max = Amount::new(total_max);
-        let batches = pack(due.clone(), max, total_max, &|line| lone.contains(&line.record.terms.id));
+        let share = |line: &EvmDue| if lone.contains(&line.record.terms.id) { 1 } else { max };
+        let batches = pack(due.clone(), total_max, &share);
         let mut ids: Vec<B256> = batches.iter().flatten().map(|line| line.record.terms.id).collect();
         ids.sort();
         let mut all: Vec<B256> = due.iter().map(|line| line.record.terms.id).collect();
