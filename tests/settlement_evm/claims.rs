@@ -100,8 +100,8 @@ async fn what_is_charged_is_claimed_of_a_larger_voucher_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn every_failure_of_asking_is_survived_and_doubles_nothing() {
-    use Fault::{BreakAfter, BreakBefore, Late, Lie, Refuse, Unavailable};
-    let scripts: [&[Fault]; 13] = [
+    use Fault::{BreakAfter, BreakBefore, Late, Lie, Refuse, RefuseAfter, Unavailable};
+    let scripts: [&[Fault]; 14] = [
         &[Refuse],
         &[Refuse; 5],
         &[Unavailable],
@@ -112,6 +112,7 @@ async fn every_failure_of_asking_is_survived_and_doubles_nothing() {
         &[BreakAfter; 4],
         &[Late],
         &[Late; 9],
+        &[RefuseAfter; 2],
         &[Lie],
         &[Lie; 9],
         &[BreakBefore, Late, Refuse, BreakAfter, Unavailable, Lie, Late, BreakBefore, Refuse],
@@ -146,6 +147,16 @@ async fn a_lost_answer_is_found_out_by_reading() {
     settle_until_done(&world, &settlement).await;
     world.assert_tied(sum);
     assert_eq!(world.facilitator.asked("claim").len(), 1, "nothing was asked for again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_not_believed_where_the_chain_has_the_claim() {
+    let (world, sum) = charged(3).await;
+    world.facilitator.fault("claim", [Fault::RefuseAfter]);
+    let settlement = world.settlement();
+    let report = settle(&settlement).await;
+    assert_eq!((confirmed(&report, EvmBatchKind::Claim), settlement.status().dropped), (1, 0));
+    world.assert_tied(sum);
 }
 
 #[tokio::test(start_paused = true)]
@@ -200,14 +211,18 @@ async fn a_claim_that_readings_do_not_show_yet_is_not_sent_again_at_once() {
     let (world, sum) = charged(2).await;
     let settlement = world.settlement();
     world.reader.lags.store(true, Ordering::Relaxed);
+    world.reader.no_unsettled.store(true, Ordering::Relaxed);
     let report = settle(&settlement).await;
     assert!(matches!(report.batches[0].outcome, Outcome::Unknown { .. }));
-    settlement.step(Trigger::Clock).await;
-    world.contract.mine();
-    world.contract.mine();
+    // Nothing is made that could meet it on chain: no claim of what is charged meanwhile, and no payout.
+    world.charge(2, 5).await;
+    settlement.step(Trigger::Pressed).await;
+    assert_eq!(world.contract.claim_transactions(), 1, "each would cost its fee");
+    assert_eq!((world.facilitator.asked("claim").len(), world.facilitator.asked("settle").len()), (1, 0));
+    world.reader.mend();
     settle_until_done(&world, &settlement).await;
-    world.assert_tied(sum);
-    assert_eq!(world.contract.claim_transactions(), 1, "each would have cost its fee");
+    world.assert_tied(sum + 5);
+    assert_eq!(world.contract.claim_transactions(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -146,6 +146,7 @@ async fn what_a_refund_claimed_is_paid_out_too() {
     // A refund claims what was charged in the same transaction; the ledger hears of it, the settlement does not.
     crate::crashes::refund(&world, &terms).await;
     assert_eq!(world.contract.unsettled(PAY_TO, DOLLAR, false), 100);
+    world.pass(600).await;
     settlement.step(Trigger::Clock).await;
     world.assert_tied(100);
     assert_eq!(world.contract.tokens(DOLLAR, terms.payer), DEPOSIT - 100);

@@ -96,6 +96,8 @@ pub enum Fault {
     BreakAfter,
     /// It breaks off, and the transaction is mined much later: at [`Facilitator::release`].
     Late,
+    /// It refuses what it has carried out.
+    RefuseAfter,
     /// It says that all is done, and has not done it.
     Lie,
 }
@@ -268,7 +270,7 @@ impl Facilitator {
                 let transaction = B256([0xEE; 32]).to_string();
                 return Ok(Settled { transaction, amount: Some("1".to_owned()), ..Settled::default() });
             }
-            Some(Fault::BreakAfter) | None => {}
+            Some(Fault::BreakAfter | Fault::RefuseAfter) | None => {}
         }
         if let Step::Settle { receiver, token } = step {
             let lags = self.shared.lags.load(Ordering::Relaxed);
@@ -282,8 +284,10 @@ impl Facilitator {
             Step::Claim { .. } => refused("claim_simulation_failed"),
             _ => refused(&format!("settle_simulation_failed: {revert}")),
         })?;
-        if fault == Some(Fault::BreakAfter) {
-            return Err(broken(Some(hash)));
+        match fault {
+            Some(Fault::BreakAfter) => return Err(broken(Some(hash))),
+            Some(Fault::RefuseAfter) => return Err(refused("transaction_reverted")),
+            _ => {}
         }
         Ok(Settled { transaction: hash.to_string(), amount: Some(amount), ..Settled::default() })
     }

@@ -93,6 +93,15 @@ impl EvmSettlement {
         self.state.lock().payouts.get(&token).and_then(|payout| payout.done_at) != Some(claimed)
     }
 
+    /// Whether it is time to look after a token that is not known to be paid out; none is in the beginning, as a crash
+    /// may have come between a claim and its payout.
+    pub(super) fn payout_is_due(&self) -> bool {
+        let now = self.parts.clock.now();
+        let state = self.state.lock();
+        let due = |payout: &Payout| payout.done_at.is_none() && payout.until <= now;
+        self.options.sellers.iter().any(|seller| state.payouts.get(&seller.token).is_none_or(due))
+    }
+
     fn may_look(&self, token: Address) -> bool {
         let now = self.parts.clock.now();
         self.state.lock().payouts.get(&token).is_none_or(|payout| payout.until <= now)
@@ -223,6 +232,7 @@ impl EvmSettlement {
         let backoff = &self.options.backoff;
         let mut state = self.state.lock();
         let payout = state.payouts.entry(token).or_default();
+        payout.done_at = None;
         payout.attempts = payout.attempts.saturating_add(1);
         let delay = backoff.delay(&token.word().0, payout.attempts, backoff.longest);
         payout.until = now.plus(delay);

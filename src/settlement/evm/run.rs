@@ -36,7 +36,7 @@ impl EvmSettlement {
     /// One round, by whoever holds the turn.
     pub(super) async fn round(&self, trigger: Trigger, filter: &EvmFilter) -> EvmReport {
         let mut report = EvmReport { rounds: 1, ..EvmReport::default() };
-        self.begin_sweep();
+        let swept = self.begin_sweep();
         for batch in self.open_batches() {
             let done = self.follow(batch).await;
             report.batches.push(done);
@@ -45,7 +45,10 @@ impl EvmSettlement {
         if self.open_batches().is_empty() && !self.is_held() {
             self.claim(trigger, filter, &mut report).await;
         }
-        if self.open_batches().is_empty() && !self.is_held() {
+        // Every channel is looked at for it, so not at every tick. A refund's claim is found with the next sweep.
+        let claimed = report.batches.iter().any(|batch| matches!(batch.outcome, Outcome::Confirmed { .. }));
+        let look = swept || claimed || trigger == Trigger::Demand || self.payout_is_due();
+        if look && self.open_batches().is_empty() && !self.is_held() {
             self.pay_out(&mut report).await;
         }
         let now = self.parts.clock.now();
@@ -57,13 +60,16 @@ impl EvmSettlement {
         report
     }
 
-    fn begin_sweep(&self) {
+    /// Whether a sweep begins with this round.
+    fn begin_sweep(&self) -> bool {
         let now = self.parts.clock.now();
         let mut state = self.state.lock();
-        if now.since(state.last_sweep) >= self.options.interval {
+        let due = now.since(state.last_sweep) >= self.options.interval;
+        if due {
             state.last_sweep = now;
             state.sweeping = true;
         }
+        due
     }
 
     pub(super) fn open_batches(&self) -> Vec<EvmBatch> {
