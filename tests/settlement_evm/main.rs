@@ -2,8 +2,10 @@
 //! failure, a crash at every step, seeded worlds, and money tied out each time.
 //!
 //! Doubles: `contract` (the contract's semantics, real digests and signatures), `ports` (facilitator, reader of channels,
-//! signer). Time is simulated. `TURNPIKE_SEED=k` runs one world again, `TURNPIKE_SEEDS=n` chooses how many.
+//! signer). Time is simulated. `TURNPIKE_SEED=k` runs one world again, `TURNPIKE_SEEDS=n` chooses how many
+//! (500).
 
+mod books;
 #[path = "../support/chance.rs"]
 mod chance;
 mod contract;
