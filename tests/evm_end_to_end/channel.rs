@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::client::Payer;
 use super::node::Node;
-use super::world::{FUNDS, Facilitator, Shop, with_both};
+use super::world::{FUNDS, Facilitator, Reference, Shop, with_each};
 
-with_both!(a_channel_lives_from_its_deposit_to_its_refund_and_beyond, misdeeds_are_refused_and_mishaps_mended);
+with_each!(a_channel_lives_from_its_deposit_to_its_refund_and_beyond, misdeeds_are_refused_and_mishaps_mended);
 
 const ROUTES: &str = "
   - { path: /quote, price: '$0.001' }
@@ -23,10 +23,10 @@ fn charged(answer: &Value) -> (&str, &str) {
     (extra["chargedAmount"].as_str().unwrap(), total.unwrap())
 }
 
-async fn a_channel_lives_from_its_deposit_to_its_refund_and_beyond(facilitator: Facilitator) {
+async fn a_channel_lives_from_its_deposit_to_its_refund_and_beyond(facilitator: Facilitator, reference: Reference) {
     let payer = Payer::new(1);
     let shop = Shop::open(Node::start(&[&payer], false), facilitator, "", ROUTES);
-    let mut client = shop.client(&payer, &json!({ "deposit": "3500" }));
+    let mut client = shop.client_of(reference, &payer, &json!({ "deposit": "3500" }));
 
     // The deposit of a call that fails is not even sent.
     let failed = client.ask(json!({ "do": "pay", "url": "/fail" }));
@@ -70,10 +70,10 @@ async fn a_channel_lives_from_its_deposit_to_its_refund_and_beyond(facilitator: 
     assert_eq!(shop.balances(payer.address()).await, [FUNDS - 6600, 6600, 0]);
 }
 
-async fn misdeeds_are_refused_and_mishaps_mended(facilitator: Facilitator) {
+async fn misdeeds_are_refused_and_mishaps_mended(facilitator: Facilitator, reference: Reference) {
     let payer = Payer::new(1);
     let shop = Shop::open(Node::start(&[&payer], false), facilitator, "", ROUTES);
-    let mut client = shop.client(&payer, &json!({ "deposit": "20000" }));
+    let mut client = shop.client_of(reference, &payer, &json!({ "deposit": "20000" }));
     client.pay("/quote");
     assert_eq!(charged(&client.pay("/quote")), ("1000", "2000"));
 

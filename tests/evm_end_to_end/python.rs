@@ -1,16 +1,23 @@
-//! The Python reference client.
+//! Where the Python reference client is, and what it does anew in each process.
 
 use std::process::Command;
 use std::sync::Once;
 
-use serde_json::Value;
+use serde_json::json;
 
 use super::client::Payer;
 use super::node::Node;
 use super::support::project;
-use super::world::{FUNDS, Facilitator, Shop, with_both};
+use super::world::{FUNDS, Facilitator, Reference, Script, Shop, with_both};
 
-with_both!(the_python_client_pays);
+with_both!(a_new_process_takes_up_its_channel);
+
+/// Starts a script of `tests/interop`.
+pub fn start(name: &str, argument: &str) -> Script {
+    install();
+    let mut command = Command::new(project("tests/interop/.venv/bin/python"));
+    Script::start(command.arg(project("tests/interop").join(name)).arg(argument), name)
+}
 
 /// Installs it where `tests/run` does, unless that was done.
 fn install() {
@@ -28,38 +35,20 @@ fn install() {
     });
 }
 
-async fn the_python_client_pays(facilitator: Facilitator) {
-    install();
+/// By its own rule for how much to deposit, and with nothing known of the channel but what the chain and the server say.
+async fn a_new_process_takes_up_its_channel(facilitator: Facilitator) {
     let payer = Payer::new(1);
     let routes = "
-  - { path: /quote, price: '$0.001' }
-  - { path: /usage, price: '$0.001', metering: { header: X-Cost } }";
+  - { path: /quote, price: '$0.001' }";
     let shop = Shop::open(Node::start(&[&payer], false), facilitator, "", routes);
-    let pay = |path: &str, calls: &str| {
-        let run = Command::new(project("tests/interop/.venv/bin/python"))
-            .arg(project("tests/interop/pay_evm.py"))
-            .args([&shop.turnpike.url(path).to_string(), &shop.node.url, &payer.key().to_string(), calls])
-            .output()
-            .unwrap();
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-        let answers: Vec<Value> =
-            String::from_utf8(run.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        answers
-    };
-    let charged = |answers: &[Value]| -> Vec<(u64, String)> {
-        let charge =
-            |answer: &Value| answer["settlement"]["extra"]["chargedAmount"].as_str().unwrap_or_default().to_owned();
-        answers.iter().map(|answer| (answer["status"].as_u64().unwrap(), charge(answer))).collect()
-    };
-    let answers = pay("/quote", "3");
-    assert_eq!(charged(&answers), vec![(200, "1000".to_owned()); 3], "{answers:?}");
-    let deposit: u64 = answers[0]["settlement"]["amount"].as_str().unwrap().parse().unwrap();
-    assert_eq!(shop.balances(payer.address()).await, [FUNDS - deposit, 0, deposit]);
+    let mut client = shop.client_of(Reference::Python, &payer, &json!({}));
+    let deposit: u64 = client.pay("/quote")["settlement"]["amount"].as_str().unwrap().parse().unwrap();
+    client.pay("/quote");
     shop.settle().await;
-
-    // A new process knows nothing of the channel but what the chain and the server tell it.
-    let answers = pay("/usage", "2");
-    assert_eq!(charged(&answers), vec![(200, "300".to_owned()); 2], "{answers:?}");
+    drop(client);
+    let mut another = shop.client_of(Reference::Python, &payer, &json!({}));
+    let answer = another.pay("/quote");
+    assert_eq!(answer["payment"]["payload"]["type"], "voucher", "{answer}");
     shop.settle().await;
-    assert_eq!(shop.balances(payer.address()).await, [FUNDS - deposit, 3600, deposit - 3600]);
+    assert_eq!(shop.balances(payer.address()).await, [FUNDS - deposit, 3000, deposit - 3000]);
 }

@@ -17,6 +17,7 @@ use turnpike::x402::evm::Address;
 
 use super::client::{Payer, USDC};
 use super::node::Node;
+use super::python;
 use super::support::{PATIENCE, Turnpike, Upstream, directory, project};
 
 /// What each payer has.
@@ -34,6 +35,15 @@ pub enum Facilitator {
     Reference,
     /// Turnpike itself.
     Local,
+}
+
+/// A reference client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// npm's `@x402/fetch` with `@x402/evm`.
+    TypeScript,
+    /// PyPI's `x402`.
+    Python,
 }
 
 /// A test's body for both facilitators.
@@ -55,6 +65,36 @@ macro_rules! with_both {
     )+};
 }
 pub(crate) use with_both;
+
+/// A test's body for both facilitators, and with each for both reference clients.
+macro_rules! with_each {
+    ($($body:ident),+ $(,)?) => {$(
+        mod $body {
+            use crate::world::{Facilitator, Reference};
+
+            #[tokio::test]
+            async fn with_the_reference_facilitator() {
+                super::$body(Facilitator::Reference, Reference::TypeScript).await;
+            }
+
+            #[tokio::test]
+            async fn with_the_local_facilitator() {
+                super::$body(Facilitator::Local, Reference::TypeScript).await;
+            }
+
+            #[tokio::test]
+            async fn from_python_with_the_reference_facilitator() {
+                super::$body(Facilitator::Reference, Reference::Python).await;
+            }
+
+            #[tokio::test]
+            async fn from_python_with_the_local_facilitator() {
+                super::$body(Facilitator::Local, Reference::Python).await;
+            }
+        }
+    )+};
+}
+pub(crate) use with_each;
 
 /// A script of `tests/interop` that answers by JSON lines. It ends with the test.
 pub struct Script {
@@ -187,11 +227,20 @@ impl Shop {
         Self { turnpike, node, _facilitator: facilitator, _upstream: upstream, _place: place }
     }
 
-    /// A reference client with a payer's key; `settings` as in `pay_evm.mjs`.
+    /// The TypeScript client with a payer's key; `settings` as in `pay_evm.mjs`.
     pub fn client(&self, payer: &Payer, settings: &Value) -> Client<'_> {
+        self.client_of(Reference::TypeScript, payer, settings)
+    }
+
+    /// A reference client with a payer's key; `settings` as in `pay_evm.mjs` or `pay_evm.py`.
+    pub fn client_of(&self, reference: Reference, payer: &Payer, settings: &Value) -> Client<'_> {
         let mut all = json!({ "key": payer.key(), "rpc_url": self.node.url });
         all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-        Client { script: Script::node("pay_evm.mjs", &[&all.to_string()], &[]), shop: self }
+        let script = match reference {
+            Reference::TypeScript => Script::node("pay_evm.mjs", &[&all.to_string()], &[]),
+            Reference::Python => python::start("pay_evm.py", &all.to_string()),
+        };
+        Client { script, shop: self }
     }
 
     pub async fn balance(&self, account: Address) -> u64 {
@@ -210,7 +259,7 @@ impl Shop {
     }
 }
 
-/// The TypeScript reference client.
+/// A reference client in a process of its own.
 pub struct Client<'a> {
     script: Script,
     shop: &'a Shop,

@@ -1,11 +1,9 @@
 // The ground proves itself, without Turnpike: the reference client, server and facilitator go through a channel's whole
 // life and the other schemes on the tests' contracts, and every balance ties out. `node ground.mjs` ends with status 0.
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
 import test, { after, before } from "node:test";
 import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 import { accounts, startChain } from "./evm.mjs";
 import { addresses } from "./contracts.mjs";
 import { start } from "./processes.mjs";
@@ -208,30 +206,17 @@ test("exact of protocol version 1, by the legacy client", async () => {
 });
 
 test("the reference client for Python", async (context) => {
-  const python = fileURLToPath(new URL(".venv/bin/python", import.meta.url));
-  if (!existsSync(python)) return context.skip("no .venv here: see requirements.txt");
-  const args = [
-    fileURLToPath(new URL("pay_evm.py", import.meta.url)),
-    `${server.url}/batch`,
-    chain.rpcUrl,
-    snake.key,
-    "3",
-  ];
-  const { stdout } = await promisify(execFile)(python, args);
-  const answers = stdout
-    .trim()
-    .split("\n")
-    .map((line) => JSON.parse(line));
-  assert.deepEqual(
-    answers.map(({ status }) => status),
-    [200, 200, 200],
-    stdout,
-  );
-  assert.deepEqual(
-    answers.map(({ settlement }) => settlement.extra.chargedAmount),
-    ["1000", "1000", "1000"],
-  );
-  assert.equal(await balance(snake.address), FUNDS - BigInt(answers[0].settlement.amount));
+  const program = fileURLToPath(new URL(".venv/bin/python", import.meta.url));
+  if (!existsSync(program)) return context.skip("no .venv here: see requirements.txt");
+  const settings = { key: snake.key, rpc_url: chain.rpcUrl, deposit: "3000" };
+  const python = await start("pay_evm.py", [JSON.stringify(settings)], {}, { greets: false, program });
+  context.after(python.stop);
+  for (const call of [1, 2, 3]) {
+    const answer = await python.ask({ do: "pay", url: `${server.url}/batch` });
+    assert.equal(answer.status, 200, JSON.stringify(answer));
+    assert.equal(answer.settlement.extra.chargedAmount, "1000", `call ${call}`);
+  }
+  assert.equal(await balance(snake.address), FUNDS - 3000n);
   await collect(3000n);
 });
 

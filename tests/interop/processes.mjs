@@ -5,9 +5,9 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 /** Starts a script of this folder. `ready` is its first line, if it has one; `ask` sends it a command line. */
-export async function start(script, args = [], env = {}, { greets = true } = {}) {
+export async function start(script, args = [], env = {}, { greets = true, program = process.execPath } = {}) {
   const path = fileURLToPath(new URL(script, import.meta.url));
-  const child = spawn(process.execPath, [path, ...args], {
+  const child = spawn(program, [path, ...args], {
     stdio: ["pipe", "pipe", "inherit"],
     env: { ...process.env, ...env },
   });
