@@ -208,7 +208,7 @@ pub struct Gate {
     /// Channels that a deposit is in flight for, that are being read, and that are being refunded.
     depositing: Arc<Recent<Key>>,
     reading: Arc<Recent<Key>>,
-    refunds: refund::Refunds,
+    refunds: Arc<refund::Refunds>,
     /// Metered channels whose open was sent.
     opened: Arc<Recent<Key>>,
     /// Answers that clients may ask for again; `None` where that is not offered.
@@ -265,7 +265,7 @@ impl Gate {
             depositing: Recent::new(SETUP_TTL, RECENT_MAX),
             reading: Recent::new(SETUP_TTL, RECENT_MAX),
             opened: Recent::new(SETUP_TTL, RECENT_MAX),
-            refunds: refund::Refunds::default(),
+            refunds: Arc::default(),
             replays: replay.map(|options| {
                 let mut kept: Vec<Arc<dyn KeptAnswers>> = vec![Arc::<Ledger>::clone(&ledger)];
                 if let Some(evm) = &evm {

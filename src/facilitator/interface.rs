@@ -98,6 +98,17 @@ pub enum InterfaceError {
     },
 }
 
+impl InterfaceError {
+    /// The transaction that may have settled, where one was named.
+    #[must_use]
+    pub fn transaction(&self) -> Option<&str> {
+        match self {
+            Self::Unknown { transaction, .. } => transaction.as_deref(),
+            Self::Refused { .. } | Self::Unavailable(_) => None,
+        }
+    }
+}
+
 /// Whoever verifies and settles payments.
 #[async_trait]
 pub trait X402Facilitator: Send + Sync {

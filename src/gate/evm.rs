@@ -166,10 +166,7 @@ impl From<InterfaceError> for Denial {
 impl Context {
     /// A settlement on an EVM network that the facilitator did not bring about.
     fn not_settled(&self, payer: Address, error: InterfaceError) -> Denial {
-        let transaction = match &error {
-            InterfaceError::Unknown { transaction, .. } => transaction.clone(),
-            InterfaceError::Refused { .. } | InterfaceError::Unavailable(_) => None,
-        };
+        let transaction = error.transaction().map(str::to_owned);
         let denial = Denial::from(error);
         let failed = self.evm_failed(payer, denial.reason, transaction);
         denial.settling(failed)

@@ -4,7 +4,7 @@
 //! places are taken nothing new is let in (`scheme_batch_settlement_svm.md`, section 5, phase 5; `scheme_upto_svm.md`,
 //! "Duplicate Settlement Mitigation").
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +82,41 @@ impl<K: Eq + Hash + Clone> Drop for Entered<K> {
     }
 }
 
+/// How many answers are remembered for those who ask again.
+const REMEMBERED_MAX: usize = 4_096;
+
+/// What was answered lately. When all places are taken, what was first remembered the longest ago goes.
+pub(super) struct Remembered<K, V>(Mutex<Lately<K, V>>);
+
+struct Lately<K, V> {
+    values: HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Remembered<K, V> {
+    fn default() -> Self {
+        Self(Mutex::new(Lately { values: HashMap::new(), order: VecDeque::new() }))
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: Clone> Remembered<K, V> {
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        self.0.lock().values.get(key).cloned()
+    }
+
+    pub(super) fn remember(&self, key: K, value: V) {
+        let mut lately = self.0.lock();
+        if lately.values.insert(key.clone(), value).is_none() {
+            lately.order.push_back(key);
+        }
+        while lately.order.len() > REMEMBERED_MAX {
+            if let Some(oldest) = lately.order.pop_front() {
+                lately.values.remove(&oldest);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +152,15 @@ mod tests {
         assert_eq!(recent.enter(3, start).err(), Some(Shut::Full));
         assert!(recent.enter(3, start.plus(TTL)).is_ok());
         drop(held);
+    }
+
+    #[test]
+    fn answers_are_remembered_until_many_have_followed() {
+        let lately = Remembered::default();
+        for key in 0..=REMEMBERED_MAX {
+            lately.remember(key, "first");
+            lately.remember(key, "last");
+        }
+        assert_eq!((lately.get(&0), lately.get(&1), lately.get(&REMEMBERED_MAX)), (None, Some("last"), Some("last")));
     }
 }

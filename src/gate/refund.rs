@@ -4,15 +4,13 @@
 //! the channel takes no payments meanwhile. A repeat of a refund that was done gets the same answer. Source:
 //! `scheme_batch_settlement_svm.md`, sections 3, 4.5 and 5, phase 5.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::batch::duplicate;
-use super::recent::Shut;
+use super::recent::{Remembered, Shut};
 use super::refusal::Denial;
 use super::{Context, Gate};
 use crate::amount::Amount;
@@ -27,37 +25,8 @@ use crate::x402::key::Signature;
 use crate::x402::wire::{ChannelState, SettlementResponse};
 use crate::x402::{Key, Network, Reason};
 
-/// How many refunds are remembered for those who ask again.
-const DONE_MAX: usize = 4_096;
-
-/// Refunds that were done lately, oldest first.
-#[derive(Default)]
-pub(super) struct Refunds(Arc<Mutex<Done>>);
-
-#[derive(Default)]
-struct Done {
-    answers: HashMap<Key, (Amount, SettlementResponse)>,
-    order: VecDeque<Key>,
-}
-
-impl Refunds {
-    fn answer(&self, channel: &Key) -> Option<(Amount, SettlementResponse)> {
-        self.0.lock().answers.get(channel).cloned()
-    }
-}
-
-impl Done {
-    fn remember(&mut self, channel: Key, cumulative: Amount, answer: SettlementResponse) {
-        if self.answers.insert(channel, (cumulative, answer)).is_none() {
-            self.order.push_back(channel);
-        }
-        while self.order.len() > DONE_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.answers.remove(&oldest);
-            }
-        }
-    }
-}
+/// Refunds that were done lately, by channel, each with the total that it closed at.
+pub(super) type Refunds = Remembered<Key, (Amount, SettlementResponse)>;
 
 impl Gate {
     /// Closes the channel at what was charged and returns the rest.
@@ -68,7 +37,7 @@ impl Gate {
         verified: VerifiedVoucher,
     ) -> Result<Box<SettlementResponse>, Denial> {
         let id = verified.terms().id;
-        match self.refunds.answer(&id) {
+        match self.refunds.get(&id) {
             Some((cumulative, answer)) if cumulative == verified.cumulative() => return Ok(Box::new(answer)),
             Some(_) => return Err(close_state("the channel was refunded at another total")),
             None => {}
@@ -111,7 +80,7 @@ impl Gate {
             terms,
             voucher,
         };
-        let done = Arc::clone(&self.refunds.0);
+        let done = Arc::clone(&self.refunds);
         let (sender, receiver) = oneshot::channel();
         self.tasks.spawn(async move {
             let _entered = entered;
@@ -166,7 +135,7 @@ enum Failed {
 type Answer = oneshot::Sender<Result<SettlementResponse, Failed>>;
 
 impl Close {
-    async fn run(self, done: &Mutex<Done>, answer: Answer) {
+    async fn run(self, done: &Refunds, answer: Answer) {
         let guard = match self.ledger.begin_close(&self.terms.id).await {
             Ok(guard) => guard,
             // Gone, or closed by another hand, since it was looked at.
@@ -186,7 +155,7 @@ impl Close {
         match self.facilitator.close(request).await {
             Ok(closed) => {
                 let response = self.closed(&channel, &closed);
-                done.lock().remember(self.terms.id, channel.charged, response.clone());
+                done.remember(self.terms.id, (channel.charged, response.clone()));
                 self.finish(guard, self.final_state(closed.deposit, closed.claimed)).await;
                 send(answer, Ok(response));
             }
@@ -210,7 +179,7 @@ impl Close {
 
     /// Watches a close that was sent until it has landed or can no longer land. The channel takes no payments
     /// meanwhile.
-    async fn follow(self, guard: CloseGuard, channel: &ChannelRecord, transaction: Signature, done: &Mutex<Done>) {
+    async fn follow(self, guard: CloseGuard, channel: &ChannelRecord, transaction: Signature, done: &Refunds) {
         let sent = self.clock.now();
         let mut wait = self.retry.wait_min;
         loop {
@@ -236,7 +205,7 @@ impl Close {
             };
             let returned = deposit.saturating_sub(claimed);
             let response = self.closed(channel, &SettledClose { transaction, returned, claimed, deposit });
-            done.lock().remember(self.terms.id, channel.charged, response);
+            done.remember(self.terms.id, (channel.charged, response));
             return self.finish(guard, self.final_state(deposit, claimed)).await;
         }
     }

@@ -12,6 +12,7 @@ pub mod state;
 
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::evm::eip712::{ChannelConfig, channel_id, voucher_digest};
@@ -54,7 +55,7 @@ pub fn extra(seller: &EvmSeller, min_deposit: Option<Amount>) -> Map<String, Val
 /// [`Reason::EvmBatchPayloadType`] for another `type` than deposit, voucher and refund,
 /// [`Reason::EvmBatchRefundAmount`] for a refund's amount that is no number above zero, and the type's own code for a
 /// payload that is malformed.
-pub fn parse(payload: Value) -> Result<EvmBatchPayload, Refused> {
+pub fn parse(payload: &Value) -> Result<EvmBatchPayload, Refused> {
     let malformed = match payload.get("type").and_then(Value::as_str) {
         Some("deposit") => Reason::EvmBatchDepositPayload,
         Some("voucher") => Reason::EvmBatchVoucherPayload,
@@ -67,7 +68,7 @@ pub fn parse(payload: Value) -> Result<EvmBatchPayload, Refused> {
             return Err(Refused::new(Reason::EvmBatchPayloadType, detail));
         }
     };
-    serde_json::from_value(payload)
+    EvmBatchPayload::deserialize(payload)
         .map_err(|error| Refused::new(malformed, format!("the payload cannot be read: {error}")))
 }
 
@@ -90,6 +91,34 @@ pub enum Checked {
     Verified(VerifiedVoucher),
     /// The payer is its own authorizer, and perhaps a contract (ERC-1271).
     Contract(ContractVoucher),
+}
+
+impl Checked {
+    /// The channel.
+    #[must_use]
+    pub const fn terms(&self) -> &EvmTerms {
+        &self.voucher().terms
+    }
+
+    /// The cumulative total that the voucher allows to claim, or would.
+    #[must_use]
+    pub const fn cumulative(&self) -> Amount {
+        self.voucher().voucher.cumulative
+    }
+
+    /// To be called when a facilitator has verified the same payload, and at no other time.
+    #[must_use]
+    pub fn verified_on_chain(self) -> VerifiedVoucher {
+        match self {
+            Self::Verified(voucher) | Self::Contract(ContractVoucher(voucher)) => voucher,
+        }
+    }
+
+    const fn voucher(&self) -> &VerifiedVoucher {
+        match self {
+            Self::Verified(voucher) | Self::Contract(ContractVoucher(voucher)) => voucher,
+        }
+    }
 }
 
 /// A voucher that the contract would accept on a channel with the seller's terms.
@@ -122,26 +151,6 @@ impl VerifiedVoucher {
 /// A voucher of which everything holds but the signature, which only the chain can judge.
 #[derive(Clone, Debug)]
 pub struct ContractVoucher(VerifiedVoucher);
-
-impl ContractVoucher {
-    /// The channel.
-    #[must_use]
-    pub fn terms(&self) -> &EvmTerms {
-        &self.0.terms
-    }
-
-    /// The cumulative total that it would allow to claim.
-    #[must_use]
-    pub fn cumulative(&self) -> Amount {
-        self.0.voucher.cumulative
-    }
-
-    /// To be called when a facilitator has verified the same payload, and at no other time.
-    #[must_use]
-    pub fn verified_on_chain(self) -> VerifiedVoucher {
-        self.0
-    }
-}
 
 /// Checks a channel's terms and a voucher on it. `known` are the terms of the channel that the voucher names, where the
 /// ledger has it: they save deriving its id again, and are trusted to have the id that they derive.

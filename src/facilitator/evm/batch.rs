@@ -43,7 +43,7 @@ impl Inner {
         payload: Value,
         requirements: &PaymentRequirements,
     ) -> Result<Verified, InterfaceError> {
-        let (config, voucher, above) = match scheme::parse(payload)? {
+        let (config, voucher, above) = match scheme::parse(&payload)? {
             EvmBatchPayload::Deposit { channel_config, voucher, deposit } => {
                 return self.verify_deposit(&channel_config, &voucher, &deposit, requirements).await;
             }
@@ -67,7 +67,7 @@ impl Inner {
     ) -> Result<Settled, InterfaceError> {
         match payload.get("type").and_then(Value::as_str) {
             Some("deposit") => {
-                let EvmBatchPayload::Deposit { channel_config, voucher, deposit } = scheme::parse(payload)? else {
+                let EvmBatchPayload::Deposit { channel_config, voucher, deposit } = scheme::parse(&payload)? else {
                     return Err(refused(Reason::EvmBatchPayloadType.as_str(), "the payload is no deposit"));
                 };
                 self.settle_deposit(&channel_config, &voucher, &deposit, requirements).await
@@ -89,17 +89,17 @@ impl Inner {
         config: &ChannelConfig,
         voucher: &EvmVoucher,
     ) -> Result<EvmTerms, InterfaceError> {
-        let contract = match scheme::verify(seller, config, voucher, None)? {
-            Checked::Verified(verified) => return Ok(verified.into_parts().0),
-            Checked::Contract(contract) => contract,
-        };
-        let digest = voucher_digest(&seller.domain, &contract.terms().id, contract.cumulative());
+        let checked = scheme::verify(seller, config, voucher, None)?;
+        if let Checked::Verified(verified) = checked {
+            return Ok(verified.into_parts().0);
+        }
+        let digest = voucher_digest(&seller.domain, &checked.terms().id, checked.cumulative());
         let signed = signed_by(&config.payer, &digest, &voucher.signature);
         if !self.is_signed(config.payer, &digest, signed, voucher.signature.as_slice()).await? {
             let detail = format!("voucher.signature is not one that the payer {} accepts", config.payer);
             return Err(refused(Reason::EvmBatchVoucherSignature.as_str(), detail));
         }
-        Ok(contract.verified_on_chain().into_parts().0)
+        Ok(checked.verified_on_chain().into_parts().0)
     }
 
     async fn verify_deposit(

@@ -13,6 +13,7 @@ use crate::amount::{Amount, Asset};
 use crate::chain::evm::abi::batch::VoucherClaim;
 use crate::facilitator::interface::InterfaceError;
 use crate::scheme::Refused;
+use crate::scheme::batch_settlement_evm::payload::EvmClaimRow;
 use crate::scheme::evm::authorization::EvmOffer;
 use crate::scheme::evm::eip712::{ChannelConfig, Domain};
 use crate::scheme::evm::{EvmSeller, TransferMethod};
@@ -162,23 +163,8 @@ pub(super) fn offer(once: &Once<'_>, chain_id: u64, sent: TransferMethod) -> Res
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ClaimVoucher {
-    channel: ChannelConfig,
-    max_claimable_amount: Amount,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ClaimRow {
-    voucher: ClaimVoucher,
-    signature: AnySignature,
-    total_claimed: Amount,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct ClaimPayload {
-    claims: Vec<ClaimRow>,
+    claims: Vec<EvmClaimRow>,
     claim_authorizer_signature: Option<AnySignature>,
 }
 
@@ -195,12 +181,12 @@ fn unsigned(what: &str) -> InterfaceError {
     refused(codes::AUTHORIZER_NOT_CONFIGURED, detail)
 }
 
-fn rows(rows: Vec<ClaimRow>, reason: Reason) -> Result<Vec<VoucherClaim>, InterfaceError> {
+fn rows(rows: Vec<EvmClaimRow>, reason: Reason) -> Result<Vec<VoucherClaim>, InterfaceError> {
     if rows.len() > CLAIMS_MAX {
         let detail = format!("there are {} claims, and at most {CLAIMS_MAX} may be", rows.len());
         return Err(refused(reason.as_str(), detail));
     }
-    let row = |row: ClaimRow| VoucherClaim {
+    let row = |row: EvmClaimRow| VoucherClaim {
         config: row.voucher.channel,
         max_claimable_amount: row.voucher.max_claimable_amount,
         signature: row.signature.as_slice().to_vec(),
@@ -241,7 +227,7 @@ struct RefundPayload {
     amount: Amount,
     refund_nonce: U256,
     #[serde(default)]
-    claims: Vec<ClaimRow>,
+    claims: Vec<EvmClaimRow>,
     refund_authorizer_signature: Option<AnySignature>,
     claim_authorizer_signature: Option<AnySignature>,
 }

@@ -40,6 +40,12 @@ pub(in crate::gate) struct Hold {
     deposit: Option<Box<HeldDeposit>>,
 }
 
+/// A voucher whose own checks passed, and what was known of its channel then.
+pub(super) struct Presented {
+    pub(super) checked: Checked,
+    pub(super) known: Option<RecordOf<Evm>>,
+}
+
 /// A deposit that passed and is settled once the upstream has answered.
 struct HeldDeposit {
     payment: Payment,
@@ -59,23 +65,23 @@ impl Gate {
     ) -> Result<Passed, Denial> {
         let evm = self.evm()?;
         let network = evm.network(&context.offer)?;
-        match scheme::parse(payment.payload.clone())? {
+        match scheme::parse(&payment.payload)? {
             EvmBatchPayload::Voucher { channel_config, voucher } => {
-                let checked = self.check_evm(evm, seller, &channel_config, &voucher)?;
-                let verified = self.verify_evm(evm, network, context, &payment, checked).await?;
+                let presented = self.check_evm(evm, seller, &channel_config, &voucher)?;
+                let verified = self.verify_evm(evm, network, context, &payment, presented).await?;
                 let reserved = self.reserve_evm(evm, context, verified, None).await?;
                 Ok(reserved.pass(None))
             }
             EvmBatchPayload::Deposit { channel_config, voucher, deposit } => {
-                let checked = self.check_evm(evm, seller, &channel_config, &voucher)?;
+                let presented = self.check_evm(evm, seller, &channel_config, &voucher)?;
                 let payment = asked(context, &payment)?;
-                self.admit_evm_deposit(evm, network, context, payment, checked, &deposit).await
+                self.admit_evm_deposit(evm, network, context, payment, presented, &deposit).await
             }
             EvmBatchPayload::Refund { channel_config, voucher, amount } => {
-                let checked = self.check_evm(evm, seller, &channel_config, &voucher)?;
+                let presented = self.check_evm(evm, seller, &channel_config, &voucher)?;
                 // It pays for no resource, so none is told of.
                 payment.extensions.clear();
-                self.refund_evm(evm, network, context, payment, checked, amount).await.map(Passed::Answered)
+                self.refund_evm(evm, network, context, payment, presented, amount).await.map(Passed::Answered)
             }
         }
     }
@@ -86,14 +92,14 @@ impl Gate {
         seller: &Arc<EvmSeller>,
         config: &ChannelConfig,
         voucher: &EvmVoucher,
-    ) -> Result<Checked, Denial> {
+    ) -> Result<Presented, Denial> {
         let started = Instant::now();
         let known = evm.ledger.channel(&voucher.channel_id);
         let checked = scheme::verify(seller, config, voucher, known.as_ref().map(|record| &record.terms));
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.verify_seconds.observe(started.elapsed().as_secs_f64());
         }
-        Ok(checked?)
+        Ok(Presented { checked: checked?, known })
     }
 
     /// A voucher on a channel whose state is fresh enough to go by. A facilitator is asked where it is not, and where
@@ -104,33 +110,34 @@ impl Gate {
         network: &EvmNetwork,
         context: &Context,
         payment: &PaymentPayload,
-        checked: Checked,
+        presented: Presented,
     ) -> Result<VerifiedVoucher, Denial> {
+        let Presented { checked, known } = presented;
         match checked {
             Checked::Verified(verified) => {
-                if !outgrows(evm, &verified)
-                    && let Usable::Fresh = self.usable(evm, verified.terms())
+                if !outgrows(known.as_ref(), verified.cumulative())
+                    && let Usable::Fresh = self.usable(known.as_ref())
                 {
                     return Ok(verified);
                 }
-                refuse_stale(evm, verified.terms(), verified.cumulative())?;
+                refuse_stale(known, verified.cumulative())?;
                 self.look_evm(evm, network, asked(context, payment)?, verified.terms()).await?;
                 Ok(verified)
             }
-            Checked::Contract(contract) => {
-                refuse_stale(evm, contract.terms(), contract.cumulative())?;
-                let on_chain = ask(self, network, &asked(context, payment)?, contract.terms()).await?;
-                self.take_up_evm(evm, contract.terms(), on_chain).await?;
-                Ok(contract.verified_on_chain())
+            Checked::Contract(_) => {
+                refuse_stale(known, checked.cumulative())?;
+                let on_chain = ask(self, network, &asked(context, payment)?, checked.terms()).await?;
+                self.take_up_evm(evm, checked.terms(), on_chain).await?;
+                Ok(checked.verified_on_chain())
             }
         }
     }
 
     /// Whether what is known of a channel is fresh enough to go by.
-    fn usable(&self, evm: &EvmGate, terms: &EvmTerms) -> Usable {
-        let Some(record) = evm.ledger.channel(&terms.id) else { return Usable::No };
+    fn usable(&self, known: Option<&RecordOf<Evm>>) -> Usable {
+        let Some(record) = known else { return Usable::No };
         let age = self.clock.now().since(record.on_chain.read_at);
-        let hard = self.options.staleness_max.min(Duration::from_secs(terms.seller.withdraw_delay / 4));
+        let hard = self.options.staleness_max.min(Duration::from_secs(record.terms.seller.withdraw_delay / 4));
         if age <= self.options.freshness.min(hard) {
             Usable::Fresh
         } else if age <= hard {
@@ -148,7 +155,7 @@ impl Gate {
         payment: Payment,
         terms: &EvmTerms,
     ) -> Result<(), Denial> {
-        let or_usable = |denial: Denial| match self.usable(evm, terms) {
+        let or_usable = |denial: Denial| match self.usable(evm.ledger.channel(&terms.id).as_ref()) {
             Usable::Fresh | Usable::IfNeeded => Ok(()),
             Usable::No => Err(denial),
         };
@@ -211,13 +218,11 @@ impl Gate {
         network: &EvmNetwork,
         context: &Context,
         payment: Payment,
-        checked: Checked,
+        presented: Presented,
         deposit: &EvmDeposit,
     ) -> Result<Passed, Denial> {
-        let (terms, cumulative) = match &checked {
-            Checked::Verified(verified) => (verified.terms().clone(), verified.cumulative()),
-            Checked::Contract(contract) => (contract.terms().clone(), contract.cumulative()),
-        };
+        let Presented { checked, known } = presented;
+        let terms = checked.terms().clone();
         let now = self.clock.now();
         let seconds = u64::try_from(now.seconds()).unwrap_or(0);
         let deposit: CheckedDeposit = deposit::check(&terms, deposit, seconds)?;
@@ -225,17 +230,13 @@ impl Gate {
             Shut::Seen => busy("a deposit or a refund of this channel is being settled"),
             Shut::Full => Denial::busy("too many deposits are being settled"),
         })?;
-        refuse_stale(evm, &terms, cumulative)?;
+        refuse_stale(known, checked.cumulative())?;
         let before = ask(self, network, &payment, &terms).await?;
         self.take_up_evm(evm, &terms, before).await?;
-        let verified = match checked {
-            Checked::Verified(verified) => verified,
-            Checked::Contract(contract) => contract.verified_on_chain(),
-        };
         let after = before.balance.checked_add(deposit.amount()).ok_or_else(|| {
             Denial::payment(Reason::EvmBatchDepositPayload, "deposit.amount is more than any channel holds")
         })?;
-        let reserved = self.reserve_evm(evm, context, verified, Some(after)).await?;
+        let reserved = self.reserve_evm(evm, context, checked.verified_on_chain(), Some(after)).await?;
         Ok(reserved.pass(Some(HeldDeposit { payment, amount: deposit.amount(), before, _channel: channel })))
     }
 }
@@ -274,8 +275,8 @@ pub(super) fn busy(detail: &'static str) -> Denial {
 
 /// A voucher that was charged already is answered with the channel's state before anybody is troubled: its client has
 /// lost an answer, or its memory.
-fn refuse_stale(evm: &EvmGate, terms: &EvmTerms, cumulative: Amount) -> Result<(), Denial> {
-    match evm.ledger.channel(&terms.id) {
+fn refuse_stale(known: Option<RecordOf<Evm>>, cumulative: Amount) -> Result<(), Denial> {
+    match known {
         Some(record) if cumulative <= record.charged => {
             let detail = "the voucher lies behind what was charged";
             Err(Denial::payment(Reason::EvmBatchCumulativeAmountMismatch, detail).correcting(record))
@@ -286,9 +287,8 @@ fn refuse_stale(evm: &EvmGate, terms: &EvmTerms, cumulative: Amount) -> Result<(
 
 /// Whether a voucher is above what its channel is known to hold: a deposit may have come that we know nothing of, such
 /// as one of unknown fate.
-fn outgrows(evm: &EvmGate, verified: &VerifiedVoucher) -> bool {
-    let known = evm.ledger.channel(&verified.terms().id);
-    known.is_some_and(|record| record.on_chain.balance < verified.cumulative())
+fn outgrows(known: Option<&RecordOf<Evm>>, cumulative: Amount) -> bool {
+    known.is_some_and(|record| record.on_chain.balance < cumulative)
 }
 
 struct Reserved {
@@ -397,7 +397,7 @@ impl HeldDeposit {
         let (transaction, on_chain) = match network.facilitator.settle(&self.payment).await {
             Ok(settled) => self.after(gate, network, context, terms, settled).await?,
             Err(error @ InterfaceError::Unknown { .. }) => match self.find(gate, network, terms).await {
-                Some(on_chain) => (unknown_transaction(&error), on_chain),
+                Some(on_chain) => (error.transaction().unwrap_or_default().to_owned(), on_chain),
                 None => return Err(context.not_settled(terms.payer, error)),
             },
             Err(error) => return Err(context.not_settled(terms.payer, error)),
@@ -446,16 +446,6 @@ impl HeldDeposit {
             }
         }
         None
-    }
-}
-
-/// The transaction that an answer named which did not say what became of it; empty where it named none.
-fn unknown_transaction(error: &InterfaceError) -> String {
-    match error {
-        InterfaceError::Unknown { transaction: Some(transaction), .. } => transaction.clone(),
-        InterfaceError::Unknown { .. } | InterfaceError::Refused { .. } | InterfaceError::Unavailable(_) => {
-            String::new()
-        }
     }
 }
 

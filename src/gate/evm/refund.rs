@@ -6,17 +6,15 @@
 //! a channel whose nonce has moved on is one whose refund is over. Source: `scheme_batch_settlement_evm.md`,
 //! "Cooperative refund flow".
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 use tokio::sync::oneshot;
 
-use super::super::recent::Shut;
+use super::super::recent::{Remembered, Shut};
 use super::super::refusal::Denial;
 use super::super::{Context, Gate, Retry};
-use super::batch::{ask, busy};
+use super::batch::{Presented, ask, busy};
 use super::{EvmGate, EvmNetwork, asked, state};
 use crate::amount::Amount;
 use crate::clock::Clock;
@@ -26,45 +24,18 @@ use crate::facilitator::interface::{InterfaceError, Payment, Settled};
 use crate::ledger::channel::{ChainState, Evm, EvmOnChain};
 use crate::ledger::store::RecordOf;
 use crate::ledger::{CloseGuard, Ledger};
-use crate::scheme::batch_settlement_evm::Checked;
+use crate::scheme::batch_settlement_evm::payload::{EvmClaimRow, EvmClaimVoucher};
 use crate::scheme::batch_settlement_evm::state::EvmChannelState;
 use crate::scheme::evm::EvmTerms;
 use crate::x402::evm::B256;
 use crate::x402::wire::{PaymentPayload, SettlementResponse};
 use crate::x402::{Network, Reason};
 
-/// How many refunds are remembered for those who ask again.
-const DONE_MAX: usize = 4_096;
 /// How often a refund of unknown fate is looked up; with the waits that grow, for about an hour.
-const LOOKS: u32 = 64;
+const FOLLOW_LOOKS: u32 = 64;
 
-/// Full refunds that were done lately, oldest first.
-#[derive(Default)]
-pub(super) struct Refunds(Mutex<Done>);
-
-#[derive(Default)]
-struct Done {
-    answers: HashMap<B256, SettlementResponse>,
-    order: VecDeque<B256>,
-}
-
-impl Refunds {
-    fn answer(&self, channel: &B256) -> Option<SettlementResponse> {
-        self.0.lock().answers.get(channel).cloned()
-    }
-
-    fn remember(&self, channel: B256, answer: SettlementResponse) {
-        let mut done = self.0.lock();
-        if done.answers.insert(channel, answer).is_none() {
-            done.order.push_back(channel);
-        }
-        while done.order.len() > DONE_MAX {
-            if let Some(oldest) = done.order.pop_front() {
-                done.answers.remove(&oldest);
-            }
-        }
-    }
-}
+/// Full refunds that were done lately, by channel.
+pub(super) type Refunds = Remembered<B256, SettlementResponse>;
 
 impl Gate {
     /// Returns what is left, or `amount` of it.
@@ -74,15 +45,13 @@ impl Gate {
         network: &EvmNetwork,
         context: &Context,
         payment: PaymentPayload,
-        checked: Checked,
+        presented: Presented,
         amount: Option<Amount>,
     ) -> Result<Box<SettlementResponse>, Denial> {
         let payment = asked(context, &payment)?;
-        let (terms, cumulative) = match &checked {
-            Checked::Verified(verified) => (verified.terms().clone(), verified.cumulative()),
-            Checked::Contract(contract) => (contract.terms().clone(), contract.cumulative()),
-        };
-        if let Some(record) = evm.ledger.channel(&terms.id)
+        let Presented { checked, known } = presented;
+        let (terms, cumulative) = (checked.terms().clone(), checked.cumulative());
+        if let Some(record) = known
             && record.charged != cumulative
         {
             return Err(unequal().correcting(record));
@@ -177,7 +146,7 @@ impl Refunding {
         let left = channel.on_chain.balance.saturating_sub(channel.charged);
         let amount = self.amount.unwrap_or(left).min(left);
         if amount.is_zero() {
-            return match self.refunds.answer(&self.terms.id).filter(|_| self.amount.is_none()) {
+            return match self.refunds.get(&self.terms.id).filter(|_| self.amount.is_none()) {
                 Some(done) => Ok(Prepared::Again(Box::new(done))),
                 None => Err(Denial::payment(Reason::EvmBatchRefundNoBalance, "nothing is left to refund")),
             };
@@ -249,7 +218,7 @@ impl Refunding {
     /// the nonce lets it land once, and one that was never sent would otherwise keep the channel shut.
     async fn follow(&self, guard: CloseGuard<Evm>, channel: &RecordOf<Evm>, payment: &Payment, amount: Amount) {
         let mut wait = self.retry.wait_min;
-        for _ in 0..LOOKS {
+        for _ in 0..FOLLOW_LOOKS {
             tokio::time::sleep(wait).await;
             wait = wait.saturating_mul(2).min(self.retry.wait_max);
             let read_at = self.clock.now();
@@ -336,20 +305,14 @@ fn expected(channel: &RecordOf<Evm>, amount: Amount, clock: &dyn Clock) -> EvmOn
 fn complete(payment: &Payment, refund: &Refund, authorization: &RefundAuthorization) -> Option<Payment> {
     let mut payment = payment.clone();
     let payload = payment.payload.get_mut("payload")?.as_object_mut()?;
-    let claims: Vec<Value> = refund
-        .voucher
-        .iter()
-        .map(|voucher| {
-            json!({
-                "voucher": { "channel": refund.terms.config(), "maxClaimableAmount": voucher.cumulative },
-                "signature": voucher.signature,
-                "totalClaimed": refund.charged,
-            })
-        })
-        .collect();
+    let claim = refund.voucher.as_ref().map(|voucher| EvmClaimRow {
+        voucher: EvmClaimVoucher { channel: refund.terms.config(), max_claimable_amount: voucher.cumulative },
+        signature: voucher.signature.clone(),
+        total_claimed: refund.charged,
+    });
     payload.insert("amount".to_owned(), refund.amount.to_string().into());
     payload.insert("refundNonce".to_owned(), refund.on_chain.refund_nonce.to_string().into());
-    payload.insert("claims".to_owned(), claims.into());
+    payload.insert("claims".to_owned(), serde_json::to_value(Vec::from_iter(claim)).ok()?);
     payload.insert("refundAuthorizerSignature".to_owned(), authorization.refund.to_string().into());
     if let Some(claim) = &authorization.claim {
         payload.insert("claimAuthorizerSignature".to_owned(), claim.to_string().into());

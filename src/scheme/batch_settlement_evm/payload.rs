@@ -114,3 +114,25 @@ pub struct DepositWitness {
     /// The channel's id.
     pub channel_id: B256,
 }
+
+/// What a server asks to be claimed from one channel, in a batch of claims or with a refund ("POST /settle").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EvmClaimRow {
+    /// What the payer has signed.
+    pub voucher: EvmClaimVoucher,
+    /// The payer's signature of it.
+    pub signature: AnySignature,
+    /// What the channel will have been claimed of, at most what was signed.
+    pub total_claimed: Amount,
+}
+
+/// A voucher with its channel's terms in place of the id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EvmClaimVoucher {
+    /// The channel's terms.
+    pub channel: ChannelConfig,
+    /// The cumulative total that may be claimed.
+    pub max_claimable_amount: Amount,
+}

@@ -20,6 +20,7 @@ use crate::ledger::channel::{Evm, EvmOnChain};
 use crate::ledger::store::{BatchState, RecordOf};
 use crate::policy::{Deployment, EvmClaim, EvmRequest};
 use crate::scheme::batch_settlement_evm::SCHEME;
+use crate::scheme::batch_settlement_evm::payload::{EvmClaimRow, EvmClaimVoucher};
 use crate::scheme::evm::{EvmSeller, contracts};
 use crate::signer::SignerError;
 use crate::x402::Reason;
@@ -327,12 +328,10 @@ fn claim_of(record: &RecordOf<Evm>, total: Amount) -> Option<EvmClaim> {
 
 /// "POST /settle", `type: "claim"`.
 fn claim_request(claims: &[EvmClaim], signature: &EvmSignature) -> Value {
-    let claims = claims.iter().map(|claim| {
-        json!({
-            "voucher": { "channel": claim.config, "maxClaimableAmount": claim.max_claimable },
-            "signature": claim.voucher,
-            "totalClaimed": claim.total_claimed,
-        })
+    let claims = claims.iter().map(|claim| EvmClaimRow {
+        voucher: EvmClaimVoucher { channel: claim.config, max_claimable_amount: claim.max_claimable },
+        signature: claim.voucher.clone(),
+        total_claimed: claim.total_claimed,
     });
     json!({ "type": "claim", "claims": claims.collect::<Vec<_>>(), "claimAuthorizerSignature": signature })
 }
