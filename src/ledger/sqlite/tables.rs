@@ -19,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Params, Row, TransactionBehavior, 
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::ledger::channel::{ChannelTerms, Family};
-use crate::ledger::store::{Answer, AnswerId, AnswerMark, AnswerRecord, RecordOf, Snapshot, Write};
+use crate::ledger::store::{Answer, AnswerId, AnswerMark, AnswerRecord, BatchState, RecordOf, Snapshot, Write};
 
 /// Marks the file as a ledger: "Tpke" in the header's application id.
 const APPLICATION_ID: i32 = 0x5470_6B65;
@@ -274,6 +274,41 @@ impl<F: Tables> Sellers<F> {
     /// The seller of a row that names it.
     fn get(&self, row: i64) -> rusqlite::Result<Arc<F::Seller>> {
         self.by_row.get(&row).cloned().ok_or_else(|| bad("seller"))
+    }
+}
+
+/// A batch's lines as one blob: for each the 32 bytes of its channel, then its amount.
+fn lines_blob(lines: impl Iterator<Item = ([u8; 32], Amount)>) -> Vec<u8> {
+    lines.flat_map(|(channel, total)| channel.into_iter().chain(blob(total))).collect()
+}
+
+/// A batch's column `lines`.
+fn lines<I>(row: &Row<'_>, channel: impl Fn([u8; 32]) -> I) -> rusqlite::Result<Vec<(I, Amount)>> {
+    let bytes: Vec<u8> = row.get("lines")?;
+    let (lines, []) = bytes.as_chunks::<48>() else { return Err(bad("lines")) };
+    let line = |line: &[u8; 48]| {
+        let (id, total) = (line.first_chunk().copied(), line.last_chunk().copied());
+        id.zip(total).map(|(id, total)| (channel(id), amount(total))).ok_or_else(|| bad("lines"))
+    };
+    lines.iter().map(line).collect()
+}
+
+/// A batch's columns `state` and `why`.
+fn state_columns(state: &BatchState) -> (i64, Option<&str>) {
+    match state {
+        BatchState::Signed => (0, None),
+        BatchState::Confirmed => (1, None),
+        BatchState::Dropped { why } => (2, Some(why)),
+    }
+}
+
+/// A batch's columns `state` and `why`.
+fn state(row: &Row<'_>) -> rusqlite::Result<BatchState> {
+    match row.get("state")? {
+        0 => Ok(BatchState::Signed),
+        1 => Ok(BatchState::Confirmed),
+        2 => Ok(BatchState::Dropped { why: row.get("why")? }),
+        _ => Err(bad("state")),
     }
 }
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row, named_params, params};
 
-use super::{Sellers, Tables, Texts, amount, bad, blob, run, signed, texts, unsigned};
+use super::{
+    Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
+};
 use crate::amount::Asset;
 use crate::clock::UnixMillis;
 use crate::ledger::channel::evm::{EvmBatch, EvmBatchKind, NoPayment};
 use crate::ledger::channel::{Evm, EvmOnChain, Voucher};
-use crate::ledger::store::{BatchState, ChannelRecord, RecordOf};
+use crate::ledger::store::{ChannelRecord, RecordOf};
 use crate::scheme::evm::eip712::Domain;
 use crate::scheme::evm::{EvmSeller, EvmTerms, TransferMethod};
 use crate::x402::evm::{Address, AnySignature, B256};
@@ -202,16 +204,11 @@ impl Tables for Evm {
 
     fn write_batch(connection: &Connection, batch: &EvmBatch) -> rusqlite::Result<()> {
         let EvmBatch { id, kind, network, token, lines, request, transaction, state, created_at } = batch;
-        let (state, why) = match state {
-            BatchState::Signed => (0, None),
-            BatchState::Confirmed => (1, None),
-            BatchState::Dropped { why } => (2, Some(why)),
-        };
+        let (state, why) = state_columns(state);
         let kind = match kind {
             EvmBatchKind::Claim => 0,
             EvmBatchKind::Settle => 1,
         };
-        let lines: Vec<u8> = lines.iter().flat_map(|(id, total)| id.0.into_iter().chain(blob(*total))).collect();
         run(
             connection,
             "INSERT OR REPLACE INTO evm_batches VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -222,7 +219,7 @@ impl Tables for Evm {
                 why,
                 network.as_str(),
                 token.0,
-                lines,
+                lines_blob(lines.iter().map(|(channel, total)| (channel.0, *total))),
                 request,
                 transaction.map(|hash| hash.0),
                 created_at.0,
@@ -231,17 +228,6 @@ impl Tables for Evm {
     }
 
     fn batch(row: &Row<'_>) -> rusqlite::Result<EvmBatch> {
-        let lines: Vec<u8> = row.get("lines")?;
-        let (lines, rest) = lines.as_chunks::<48>();
-        if !rest.is_empty() {
-            return Err(bad("evm_batches.lines"));
-        }
-        let line = |bytes: &[u8; 48]| {
-            let (id, total) = bytes.split_at(32);
-            let id = id.try_into().map_err(|_| bad("evm_batches.lines"))?;
-            let total = total.try_into().map_err(|_| bad("evm_batches.lines"))?;
-            Ok((B256(id), amount(total)))
-        };
         let network: String = row.get("network")?;
         Ok(EvmBatch {
             id: unsigned(row.get("id")?),
@@ -252,15 +238,10 @@ impl Tables for Evm {
             },
             network: network.parse().map_err(|_| bad("evm_batches.network"))?,
             token: Address(row.get("token")?),
-            lines: lines.iter().map(line).collect::<rusqlite::Result<_>>()?,
+            lines: lines(row, B256)?,
             request: row.get("request")?,
             transaction: row.get::<_, Option<_>>("transaction_hash")?.map(B256),
-            state: match row.get("state")? {
-                0 => BatchState::Signed,
-                1 => BatchState::Confirmed,
-                2 => BatchState::Dropped { why: row.get("why")? },
-                _ => return Err(bad("evm_batches.state")),
-            },
+            state: state(row)?,
             created_at: UnixMillis(row.get("created_at")?),
         })
     }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row, ToSql, named_params, params};
 
-use super::{Sellers, Tables, Texts, amount, bad, blob, run, signed, texts, unsigned};
+use super::{
+    Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
+};
 use crate::amount::Asset;
 use crate::clock::UnixMillis;
 use crate::ledger::channel::{OnChain, Seller, Svm, Terms, Voucher};
-use crate::ledger::store::{BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord};
+use crate::ledger::store::{BatchKind, BatchRecord, ChannelRecord, MeteredRecord};
 use crate::scheme::svm::program::ChannelStatus;
 use crate::x402::Key;
 use crate::x402::key::Signature;
@@ -182,18 +184,13 @@ impl Tables for Svm {
 
     fn write_batch(connection: &Connection, batch: &BatchRecord) -> rusqlite::Result<()> {
         let BatchRecord { id, kind, lines, transaction, signature, last_valid_block_height, state, created_at } = batch;
-        let (state, why) = match state {
-            BatchState::Signed => (0, None),
-            BatchState::Confirmed => (1, None),
-            BatchState::Dropped { why } => (2, Some(why)),
-        };
+        let (state, why) = state_columns(state);
         let kind = match kind {
             BatchKind::Claim => 0,
             BatchKind::Distribute => 1,
             BatchKind::Seal => 2,
             BatchKind::CleanUp => 3,
         };
-        let lines: Vec<u8> = lines.iter().flat_map(|(key, amount)| key.0.into_iter().chain(blob(*amount))).collect();
         run(
             connection,
             "INSERT OR REPLACE INTO batches VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
@@ -202,7 +199,7 @@ impl Tables for Svm {
                 kind,
                 state,
                 why,
-                lines,
+                lines_blob(lines.iter().map(|(channel, total)| (channel.0, *total))),
                 transaction,
                 signature.0,
                 signed(*last_valid_block_height),
@@ -212,17 +209,6 @@ impl Tables for Svm {
     }
 
     fn batch(row: &Row<'_>) -> rusqlite::Result<BatchRecord> {
-        let lines: Vec<u8> = row.get("lines")?;
-        let (lines, rest) = lines.as_chunks::<48>();
-        if !rest.is_empty() {
-            return Err(bad("batches.lines"));
-        }
-        let line = |bytes: &[u8; 48]| {
-            let (key, total) = bytes.split_at(32);
-            let key = key.try_into().map_err(|_| bad("batches.lines"))?;
-            let total = total.try_into().map_err(|_| bad("batches.lines"))?;
-            Ok((Key(key), amount(total)))
-        };
         Ok(BatchRecord {
             id: unsigned(row.get("id")?),
             kind: match row.get("kind")? {
@@ -232,16 +218,11 @@ impl Tables for Svm {
                 3 => BatchKind::CleanUp,
                 _ => return Err(bad("batches.kind")),
             },
-            lines: lines.iter().map(line).collect::<rusqlite::Result<_>>()?,
+            lines: lines(row, Key)?,
             transaction: row.get("transaction_bytes")?,
             signature: Signature(row.get("signature")?),
             last_valid_block_height: unsigned(row.get("last_valid_block_height")?),
-            state: match row.get("state")? {
-                0 => BatchState::Signed,
-                1 => BatchState::Confirmed,
-                2 => BatchState::Dropped { why: row.get("why")? },
-                _ => return Err(bad("batches.state")),
-            },
+            state: state(row)?,
             created_at: UnixMillis(row.get("created_at")?),
         })
     }
