@@ -15,6 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use turnpike::chain::rpc::Endpoints;
 use turnpike::chain::svm::{Observer, Outcome, Pace, SvmRpc, SvmRpcOptions};
 use turnpike::chain::{Chain, ChainError, Confirmation};
 use turnpike::scheme::svm::PAYMENT_CHANNELS;
@@ -97,17 +98,21 @@ async fn answer(State(double): State<Arc<Double>>, body: String) -> Response {
     }
 }
 
-fn options(endpoints: &[&str]) -> SvmRpcOptions {
+fn options(urls: &[&str]) -> SvmRpcOptions {
+    let urls = urls.iter().map(|url| (*url).to_owned()).collect();
     SvmRpcOptions {
-        attempt_timeout: Duration::from_millis(800),
-        call_timeout: Duration::from_secs(5),
-        rounds_max: 2,
+        endpoints: Endpoints {
+            attempt_timeout: Duration::from_millis(800),
+            call_timeout: Duration::from_secs(5),
+            rounds_max: 2,
+            ..Endpoints::public(urls)
+        },
         pace: Pace {
             poll_min: Duration::from_millis(1),
             poll_max: Duration::from_millis(5),
             resend_every: Duration::from_millis(2),
         },
-        ..SvmRpcOptions::cluster(endpoints.iter().map(|url| (*url).to_owned()).collect())
+        ..SvmRpcOptions::cluster(Vec::new())
     }
 }
 

@@ -4,6 +4,7 @@
 //! Every call made through here may be repeated: reads change nothing, and sending the same signed bytes again is the
 //! same transaction to a chain. A call ends with the first usable answer, or when its time or its rounds are used up.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,23 +31,42 @@ use crate::http_client::{RETRY_AFTER_DEFAULT, causes, connector, read, retry_aft
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// How endpoints are asked.
+/// Where a chain is asked, and how patiently.
 #[derive(Clone)]
-pub(super) struct ClientOptions {
+pub struct Endpoints {
     /// URLs in order of preference. They may hold secrets.
-    pub(super) endpoints: Vec<String>,
+    pub urls: Vec<String>,
     /// How long one endpoint may take to answer.
-    pub(super) attempt_timeout: Duration,
+    pub attempt_timeout: Duration,
     /// How long all attempts of one call may take together.
-    pub(super) call_timeout: Duration,
+    pub call_timeout: Duration,
     /// How often every endpoint is tried before a call fails.
-    pub(super) rounds_max: u32,
+    pub rounds_max: u32,
     /// After how many failures in a row an endpoint goes to the end of the order.
-    pub(super) failures_max: u32,
+    pub failures_max: u32,
     /// For how long.
-    pub(super) cool_down: Duration,
-    /// What a family's error answers mean.
-    pub(super) judge: fn(&RpcError) -> Verdict,
+    pub cool_down: Duration,
+}
+
+impl Endpoints {
+    /// What fits public chains.
+    #[must_use]
+    pub const fn public(urls: Vec<String>) -> Self {
+        Self {
+            urls,
+            attempt_timeout: Duration::from_secs(5),
+            call_timeout: Duration::from_secs(15),
+            rounds_max: 3,
+            failures_max: 2,
+            cool_down: Duration::from_secs(30),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoints").field("urls", &self.urls.len()).finish_non_exhaustive()
+    }
 }
 
 /// What an error answer is about.
@@ -188,12 +208,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(options: &ClientOptions, observer: Arc<dyn Observer>) -> Result<Self, RpcSetupError> {
-        if options.endpoints.is_empty() {
+    /// `judge` says what the family's error answers mean.
+    pub(super) fn new(
+        options: &Endpoints,
+        judge: fn(&RpcError) -> Verdict,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, RpcSetupError> {
+        if options.urls.is_empty() {
             return Err(RpcSetupError::NoEndpoint);
         }
-        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(options.endpoints.len());
-        for (index, text) in options.endpoints.iter().enumerate() {
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(options.urls.len());
+        for (index, text) in options.urls.iter().enumerate() {
             let number = index.saturating_add(1);
             let wrong = |BadEndpoint(what)| RpcSetupError::Endpoint { number, what };
             let mut endpoint = Endpoint::parse(text).map_err(wrong)?;
@@ -212,7 +237,7 @@ impl Client {
             rounds_max: options.rounds_max.max(1),
             failures_max: options.failures_max.max(1),
             cool_down: options.cool_down,
-            judge: options.judge,
+            judge,
         })
     }
 

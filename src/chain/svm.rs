@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 pub use self::confirm::Pace;
 use self::wire::{AccountShape, InContext, KeyedAccount, LatestBlockhash, SimulationShape, StatusShape};
-use super::rpc::{CallError, Client, ClientOptions, RpcError, Verdict};
+use super::rpc::{CallError, Client, Endpoints, RpcError, Verdict};
 pub use super::rpc::{EndpointHealth, Observer, Outcome, RpcSetupError as SvmRpcError};
 use super::{Account, Blockhash, Chain, ChainError, Confirmation, Simulation, TransactionStatus};
 use crate::scheme::svm::PAYMENT_CHANNELS;
@@ -47,20 +47,10 @@ const REFRESH_PAUSE_MIN: Duration = Duration::from_millis(5);
 const SCAN_STRIDE: usize = 128;
 
 /// How to reach a chain. Shows nothing of its endpoints but their number.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SvmRpcOptions {
-    /// URLs in order of preference. They may hold secrets.
-    pub endpoints: Vec<String>,
-    /// How long one endpoint may take to answer.
-    pub attempt_timeout: Duration,
-    /// How long all attempts of one call may take together.
-    pub call_timeout: Duration,
-    /// How often every endpoint is tried before a call fails.
-    pub rounds_max: u32,
-    /// After how many failures in a row an endpoint goes to the end of the order.
-    pub failures_max: u32,
-    /// For how long.
-    pub cool_down: Duration,
+    /// Where it is asked.
+    pub endpoints: Endpoints,
     /// The longest answer that is read.
     pub answer_bytes_max: usize,
     /// The longest answer that is read of a scan over all channels.
@@ -74,14 +64,9 @@ pub struct SvmRpcOptions {
 impl SvmRpcOptions {
     /// What fits a public cluster.
     #[must_use]
-    pub const fn cluster(endpoints: Vec<String>) -> Self {
+    pub const fn cluster(urls: Vec<String>) -> Self {
         Self {
-            endpoints,
-            attempt_timeout: Duration::from_secs(5),
-            call_timeout: Duration::from_secs(15),
-            rounds_max: 3,
-            failures_max: 2,
-            cool_down: Duration::from_secs(30),
+            endpoints: Endpoints::public(urls),
             answer_bytes_max: 16 * 1024 * 1024,
             scan_bytes_max: 128 * 1024 * 1024,
             pace: Pace::CLUSTER,
@@ -94,24 +79,6 @@ impl SvmRpcOptions {
     pub fn sandbox(endpoint: String) -> Self {
         let pace = Pace::SANDBOX;
         Self { pace, blockhash_age_max: Duration::from_secs(2), ..Self::cluster(vec![endpoint]) }
-    }
-
-    fn client(&self) -> ClientOptions {
-        ClientOptions {
-            endpoints: self.endpoints.clone(),
-            attempt_timeout: self.attempt_timeout,
-            call_timeout: self.call_timeout,
-            rounds_max: self.rounds_max,
-            failures_max: self.failures_max,
-            cool_down: self.cool_down,
-            judge,
-        }
-    }
-}
-
-impl fmt::Debug for SvmRpcOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvmRpcOptions").field("endpoints", &self.endpoints.len()).finish_non_exhaustive()
     }
 }
 
@@ -174,7 +141,7 @@ impl SvmRpc {
     /// # Errors
     /// [`SvmRpcError`] where an endpoint cannot be used.
     pub fn observed(options: SvmRpcOptions, observer: Arc<dyn Observer>) -> Result<Self, SvmRpcError> {
-        let client = Client::new(&options.client(), observer)?;
+        let client = Client::new(&options.endpoints, judge, observer)?;
         Ok(Self(Arc::new(Inner {
             client,
             options,

@@ -10,8 +10,8 @@
 //! the given one.
 //!
 //! [`plan`] decides (pure), `carry` takes a claim through its steps, `payout` pays out, `wait` says what is tried again and
-//! when, `watch` reads the chain's side. Source:
-//! `scheme_batch_settlement_evm.md`, "Claim & Settlement Strategy" and "POST /settle".
+//! when, `watch` reads the chain's side. Source: `scheme_batch_settlement_evm.md`, "Claim & Settlement Strategy" and
+//! "POST /settle".
 
 mod carry;
 mod payout;

@@ -118,16 +118,21 @@ impl Report {
     /// Takes up a later round. What is true only of the moment is taken from the later one.
     pub fn append(&mut self, later: Self) {
         self.rounds = self.rounds.saturating_add(later.rounds);
-        for batch in later.batches {
-            // A batch of unknown fate that was looked up again is told of once.
-            match self.batches.iter_mut().find(|known| known.id != 0 && known.id == batch.id) {
-                Some(known) => *known = batch,
-                None => self.batches.push(batch),
-            }
-        }
+        append_batches(&mut self.batches, later.batches, |batch| batch.id);
         self.stuck = later.stuck;
         self.held = later.held;
         self.more = later.more;
+    }
+}
+
+/// Takes up the batches of a later round. One of unknown fate that was looked up again is told of once; those that were
+/// never journalled have no number to know them by.
+pub(super) fn append_batches<B>(batches: &mut Vec<B>, later: Vec<B>, id: impl Fn(&B) -> u64) {
+    for batch in later {
+        match batches.iter_mut().find(|known| id(known) != 0 && id(known) == id(&batch)) {
+            Some(known) => *known = batch,
+            None => batches.push(batch),
+        }
     }
 }
 

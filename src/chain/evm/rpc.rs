@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use self::wire::{BlockShape, Hex, Quantity, ReceiptShape};
 use super::revert::Revert;
 use super::{AtBlock, Block, Call, Counted, EvmChain, EvmError, Receipt, Refusal, SendError, abi, malformed};
-use crate::chain::rpc::{CallError, Client, ClientOptions, EndpointHealth, Observer, RpcError, RpcSetupError, Verdict};
+use crate::chain::rpc::{CallError, Client, EndpointHealth, Endpoints, Observer, RpcError, RpcSetupError, Verdict};
 use crate::x402::evm::{Address, B256, U256};
 
 /// How long a receipt's block is asked of nodes. A chain that starts over must not stay locked out.
@@ -31,22 +31,12 @@ const BEHIND_PAUSE: Duration = Duration::from_millis(200);
 const BEHIND_TRIES_MAX: u32 = 10;
 
 /// How to reach a chain. Shows nothing of its endpoints but their number.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct EvmRpcOptions {
     /// The chain's id, which the endpoints have to agree to ([`EvmRpc::check_chain`]).
     pub chain_id: u64,
-    /// URLs in order of preference. They may hold secrets.
-    pub endpoints: Vec<String>,
-    /// How long one endpoint may take to answer.
-    pub attempt_timeout: Duration,
-    /// How long all attempts of one call may take together.
-    pub call_timeout: Duration,
-    /// How often every endpoint is tried before a call fails.
-    pub rounds_max: u32,
-    /// After how many failures in a row an endpoint goes to the end of the order.
-    pub failures_max: u32,
-    /// For how long.
-    pub cool_down: Duration,
+    /// Where it is asked.
+    pub endpoints: Endpoints,
     /// The longest answer that is read.
     pub answer_bytes_max: usize,
     /// The most reads that go into one call of Multicall3.
@@ -56,39 +46,13 @@ pub struct EvmRpcOptions {
 impl EvmRpcOptions {
     /// What fits public chains.
     #[must_use]
-    pub const fn new(chain_id: u64, endpoints: Vec<String>) -> Self {
+    pub const fn new(chain_id: u64, urls: Vec<String>) -> Self {
         Self {
             chain_id,
-            endpoints,
-            attempt_timeout: Duration::from_secs(5),
-            call_timeout: Duration::from_secs(15),
-            rounds_max: 3,
-            failures_max: 2,
-            cool_down: Duration::from_secs(30),
+            endpoints: Endpoints::public(urls),
             answer_bytes_max: 4 * 1024 * 1024,
             reads_per_call_max: 300,
         }
-    }
-
-    fn client(&self) -> ClientOptions {
-        ClientOptions {
-            endpoints: self.endpoints.clone(),
-            attempt_timeout: self.attempt_timeout,
-            call_timeout: self.call_timeout,
-            rounds_max: self.rounds_max,
-            failures_max: self.failures_max,
-            cool_down: self.cool_down,
-            judge,
-        }
-    }
-}
-
-impl fmt::Debug for EvmRpcOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EvmRpcOptions")
-            .field("chain_id", &self.chain_id)
-            .field("endpoints", &self.endpoints.len())
-            .finish_non_exhaustive()
     }
 }
 
@@ -166,7 +130,7 @@ impl EvmRpc {
     /// # Errors
     /// [`RpcSetupError`] where an endpoint cannot be used.
     pub fn new(options: EvmRpcOptions, observer: Arc<dyn Observer>) -> Result<Self, RpcSetupError> {
-        let client = Client::new(&options.client(), observer)?;
+        let client = Client::new(&options.endpoints, judge, observer)?;
         Ok(Self(Arc::new(Inner { client, options, seen_block: Mutex::new(None) })))
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::Outcome;
+use super::super::report::append_batches;
 use super::plan;
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
@@ -62,12 +63,7 @@ impl EvmReport {
     /// Takes up a later round. What is true only of the moment is taken from the later one.
     pub fn append(&mut self, later: Self) {
         self.rounds = self.rounds.saturating_add(later.rounds);
-        for batch in later.batches {
-            match self.batches.iter_mut().find(|known| known.id != 0 && known.id == batch.id) {
-                Some(known) => *known = batch,
-                None => self.batches.push(batch),
-            }
-        }
+        append_batches(&mut self.batches, later.batches, |batch| batch.id);
         self.held = later.held;
         self.stuck = later.stuck;
         self.more = later.more;
