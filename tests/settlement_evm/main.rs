@@ -11,6 +11,8 @@ mod chance;
 mod contract;
 mod ports;
 mod world;
+#[path = "../support/worlds.rs"]
+mod worlds;
 
 mod claims;
 mod crashes;

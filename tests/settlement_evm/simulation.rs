@@ -4,13 +4,12 @@
 //! One number makes a world. The world settles undisturbed now and then, so that whatever is charged can be claimed before
 //! its payer can have taken it out; at the end nothing goes wrong any more, and every unit is where it belongs.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hash::Hasher;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use turnpike::amount::Amount;
@@ -30,6 +29,7 @@ use crate::chance::{Going, Random, SimulatedClock, carry};
 use crate::crashes::sign_refund;
 use crate::ports::{Facilitator, Fault, Reader, reading};
 use crate::world::{DELAY, DOLLAR, EURO, PAY_TO, World, voucher};
+use crate::worlds::{enough_happened, no_task_panicked, run_world, run_worlds};
 
 const STEPS: u64 = 30;
 /// Two payers in dollars, a contract that may take its vouchers back, one payer in euros.
@@ -41,10 +41,6 @@ const DEPOSITS: u128 = 3_000;
 const RESTS_MAX: i64 = 120;
 /// How old a reading may be to give credit by, as the gate has it.
 const FRESH_SECONDS: u64 = 60;
-
-thread_local! {
-    static PANICKED: Cell<bool> = const { Cell::new(false) };
-}
 
 struct Simulation {
     world: World,
@@ -84,7 +80,7 @@ impl Simulation {
 
     fn check(&self) {
         self.books.borrow().check(&self.world.life.ledger, &self.world.contract);
-        assert!(!PANICKED.get(), "a task behind something panicked");
+        no_task_panicked();
     }
 
     /// Several things that begin together, a crash in the middle of them or after them.
@@ -438,7 +434,6 @@ fn settlement(world: &World, by_facilitator: bool) -> EvmSettlement {
 
 /// Runs one world; answers what happened in it, and a digest of all its steps.
 fn world(seed: u64) -> Result<(Counts, u64), String> {
-    PANICKED.set(false);
     let books: Rc<RefCell<Books>> = Rc::default();
     let run = async {
         let mut simulation = Simulation::new(seed, Rc::clone(&books)).await;
@@ -450,73 +445,30 @@ fn world(seed: u64) -> Result<(Counts, u64), String> {
         let books = books.borrow();
         (books.counts, books.digest.finish())
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    catch_unwind(AssertUnwindSafe(|| runtime.block_on(run))).map_err(|_| {
-        let last = Vec::from(std::mem::take(&mut books.borrow_mut().last)).join("\n");
-        format!("its last steps:\n{last}\nseed {seed} failed; run it again with TURNPIKE_SEED={seed}")
-    })
-}
-
-fn worlds(seeds: impl Iterator<Item = u64>, failed: &AtomicBool) -> Result<Counts, String> {
-    let mut counts = Counts::default();
-    for seed in seeds {
-        if failed.load(Ordering::Relaxed) {
-            break;
-        }
-        counts += world(seed).inspect_err(|_| failed.store(true, Ordering::Relaxed))?.0;
-    }
-    Ok(counts)
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+    run_world(seed, run, || Vec::from(std::mem::take(&mut books.borrow_mut().last)).join("\n"))
 }
 
 #[test]
 fn money_ties_out_in_every_world() {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        PANICKED.set(true);
-        hook(info);
-    }));
-    let (first, end) = match number("TURNPIKE_SEED") {
-        Some(seed) => (seed, seed + 1),
-        None => (0, number("TURNPIKE_SEEDS").unwrap_or(500)),
-    };
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let failed = AtomicBool::new(false);
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let failed = &failed;
-        let start = |part| {
-            let part = u64::try_from(part).unwrap();
-            scope.spawn(move || worlds((first + part..end).step_by(threads), failed))
-        };
-        let running: Vec<_> = (0..threads).map(start).collect();
-        running.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    let mut counts = Counts::default();
-    for result in results {
-        counts += result.unwrap_or_else(|why| panic!("{why}"));
-    }
-    let worlds = end - first;
+    let (worlds, counts) = run_worlds(500, |seed| world(seed).map(|(counts, _)| counts));
     println!("{worlds} worlds: {counts:?}");
-    // A simulation in which little happens shows little.
-    for (what, count, in_a_hundred) in [
-        ("charges", counts.charged, 500),
-        ("charges of a part", counts.in_part, 200),
-        ("releases", counts.released, 100),
-        ("refusals", counts.refused, 50),
-        ("deposits", counts.deposits, 100),
-        ("refunds", counts.refunds, 50),
-        ("withdrawals", counts.withdrawals, 5),
-        ("crashes", counts.crashes, 150),
-        ("crashes halfway", counts.halfway, 100),
-        ("things dropped halfway", counts.dropped, 100),
-        ("claims", counts.claims, 200),
-        ("payouts", counts.payouts, 200),
-    ] {
-        assert!(worlds < 100 || count * 100 > worlds * in_a_hundred, "hardly any {what}: {count} in {worlds} worlds");
-    }
+    enough_happened(
+        worlds,
+        &[
+            ("charges", counts.charged, 500),
+            ("charges of a part", counts.in_part, 200),
+            ("releases", counts.released, 100),
+            ("refusals", counts.refused, 50),
+            ("deposits", counts.deposits, 100),
+            ("refunds", counts.refunds, 50),
+            ("withdrawals", counts.withdrawals, 5),
+            ("crashes", counts.crashes, 150),
+            ("crashes halfway", counts.halfway, 100),
+            ("things dropped halfway", counts.dropped, 100),
+            ("claims", counts.claims, 200),
+            ("payouts", counts.payouts, 200),
+        ],
+    );
 }
 
 #[test]
