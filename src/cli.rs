@@ -4,9 +4,11 @@
 //! configuration cannot be used. Tables are for people, `--json` for programs, and only results go to standard output.
 
 pub mod admin;
+pub mod ceremony;
 pub mod check;
 pub mod demo;
 pub mod init;
+pub mod key;
 pub mod keygen;
 pub mod output;
 pub mod pay;
@@ -43,8 +45,12 @@ enum Command {
     Check(check::Args),
     /// Serve the routes of a configuration file
     Serve(serve::Args),
-    /// Make a 2-of-3 signing key: three encrypted share files
+    /// Make a 2-of-3 signing key on this machine: three encrypted share files
     Keygen(KeygenArgs),
+    /// Make, renew or replace the shares of a key between three machines
+    Ceremony(ceremony::Args),
+    /// Look at a share file, or change its passphrase
+    Key(key::Args),
     /// Pay for an HTTP resource (sandbox and test networks)
     Pay(pay::Args),
     /// Run the sandbox chain by itself
@@ -103,6 +109,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => written(|out| check::run(&args, &environment, out)),
         Command::Serve(args) => serve::run(args, &mut output),
         Command::Keygen(args) => made_key(&args, &mut output),
+        Command::Ceremony(args) => ceremony::run(&args, &mut output),
+        Command::Key(args) => key::run(&args, &mut output),
         Command::Pay(args) => pay::run(args, &mut output),
         Command::Sandbox(args) => sandbox::run(&args, &mut output),
         Command::Channels(args) => admin::channels(&args, &mut output),

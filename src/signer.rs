@@ -6,6 +6,7 @@
 //! `signer/frost.rs`, Ed25519), [`EvmSigner`] for EVM networks (adapter `signer/ecdsa.rs`, secp256k1). Both adapters hold
 //! their shares in this process.
 
+pub mod ceremony;
 pub mod ecdsa;
 pub mod frost;
 pub mod keystore;

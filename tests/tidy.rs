@@ -78,6 +78,7 @@ const ADAPTERS: &[&str] = &[
     "facilitator/authorizer/threshold",
     "facilitator/evm",
     "facilitator/http",
+    "signer/ceremony",
     "signer/ecdsa",
     "signer/frost",
     "signer/keystore",
@@ -135,8 +136,8 @@ fn vendor_crates_stay_in_their_files() {
     let confined: &[(&str, &[&str])] = &[
         ("granit_parser", &["config"]),
         ("frost_ed25519", &["signer/frost"]),
-        ("argon2", &["signer/keystore"]),
-        ("chacha20poly1305", &["signer/keystore"]),
+        ("argon2", &["signer/keystore/sealed"]),
+        ("chacha20poly1305", &["signer/keystore", "signer/ceremony/letter"]),
         ("rusqlite", &["ledger/sqlite"]),
         ("solana_message", &["scheme/svm/transaction", "chain"]),
         ("solana_transaction", &["scheme/svm/transaction", "chain"]),
@@ -152,9 +153,10 @@ fn vendor_crates_stay_in_their_files() {
         ("const_hex", &["x402/evm", "chain/evm", "signer/keystore/curve"]),
         ("dkls23_core", &["signer/ecdsa"]),
         ("k256", &["signer/ecdsa"]),
-        ("postcard", &["signer/ecdsa"]),
+        ("postcard", &["signer/ecdsa", "signer/ceremony"]),
         ("secp256k1", &["scheme/evm/signature", "scheme/evm/testing", "chain/evm/key"]),
         ("sha3", &["x402/evm"]),
+        ("x25519_dalek", &["signer/ceremony"]),
     ];
     for (file, code) in sources() {
         for (vendor, places) in confined {

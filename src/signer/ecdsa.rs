@@ -9,6 +9,7 @@
 //! Which library and why, and that nobody has audited it: `docs/decisions/0007-threshold-ecdsa.md`. That both shares are in
 //! one process is the local mode, as `frost.rs` says of its own.
 
+mod ceremony;
 mod rounds;
 mod share;
 
@@ -17,6 +18,10 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 
+pub use self::ceremony::EcdsaRounds;
+pub use self::share::address_of;
+
+use super::ceremony::{Kind, play};
 use super::keystore::{KeyShare, SHARES, Secp256k1};
 use super::quorum::{self, OpenError};
 use super::rules::evm::{EvmJudge, EvmRules};
@@ -114,11 +119,7 @@ impl EvmSigner for EcdsaSigner {
 /// # Errors
 /// [`OpenError::Broken`] where a participant refuses another's part, which cannot happen in one process.
 pub fn generate() -> Result<[KeyShare<Secp256k1>; SHARES], OpenError> {
-    let made = rounds::generate().map_err(|fault| OpenError::Broken(fault.what))?;
-    let shares: Option<Vec<_>> = made.iter().map(|(party, public)| share::to_file(party, public)).collect();
-    shares
-        .and_then(|shares| shares.try_into().ok())
-        .ok_or_else(|| OpenError::Broken("the participants of the key generation do not agree".to_owned()))
+    play::<EcdsaRounds>(Kind::Generate, false, [None; SHARES]).map_err(|fault| OpenError::Broken(fault.to_string()))
 }
 
 /// Tests that every pair of a key's shares signs under the same group key, whose address it returns.
@@ -146,14 +147,14 @@ struct Quorum {
 impl Quorum {
     /// Two or three different shares of one key.
     fn of(shares: &[KeyShare<Secp256k1>]) -> Result<Self, OpenError> {
-        quorum::check(shares, |key| share::address_of(key).map_or_else(|| key.to_string(), |known| known.to_string()))?;
+        quorum::check(shares, |key| address_of(key).map_or_else(|| key.to_string(), |known| known.to_string()))?;
         Self::assemble(shares)
     }
 
     fn assemble(shares: &[KeyShare<Secp256k1>]) -> Result<Self, OpenError> {
         let first = shares.first().ok_or(OpenError::NoQuorum { have: 0 })?;
         let corrupt = |share: &KeyShare<Secp256k1>| OpenError::Corrupt(share.origin().to_owned());
-        let address = share::address_of(&first.group()).ok_or_else(|| corrupt(first))?;
+        let address = address_of(&first.group()).ok_or_else(|| corrupt(first))?;
         let shares = shares
             .iter()
             .map(|share| share::from_file(share).ok_or_else(|| corrupt(share)))

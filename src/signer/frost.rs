@@ -1,6 +1,6 @@
 //! The threshold signer: FROST over Ed25519, two shares of three, both in this process.
 //!
-//! The only file that names FROST's crates. Owns key generation ([`generate`]), the quorum test ([`prove`]) and
+//! This file and those below it are the only ones that name FROST's crates. Owns key generation ([`generate`]), the quorum test ([`prove`]) and
 //! [`FrostSigner`]. Promises: no request is signed but what the [`Judge`] makes of it; a nonce is used once, as signing
 //! consumes it; every signature is verified by the chain's rules before anybody sees it; the group's secret key exists
 //! nowhere, neither at generation nor at signing. Refuses a quorum whose shares do not sign together.
@@ -10,19 +10,13 @@
 //!
 //! Source: RFC 9591 (FROST(Ed25519, SHA-512)); key generation as `frost-ed25519` documents it.
 
+mod ceremony;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use frost_ed25519::keys::dkg;
-use frost_ed25519::keys::{KeyPackage, PublicKeyPackage, SigningShare, VerifyingShare};
-use frost_ed25519::rand_core::OsRng;
-use frost_ed25519::round1::{SigningCommitments, SigningNonces};
-use frost_ed25519::round2::SignatureShare;
-use frost_ed25519::{Error as FrostError, Identifier, SigningPackage, VerifyingKey};
-use zeroize::Zeroizing;
-
+use super::ceremony::{Kind, play};
 use super::keystore::{KeyShare, SHARES};
 use super::quorum::{self, SIGNERS_MIN};
 use super::rules::{Judge, Rules};
@@ -30,7 +24,14 @@ use super::{Approved, Signer, SignerError, SigningRequest};
 use crate::scheme::svm::verify_strict;
 use crate::x402::Key;
 use crate::x402::key::Signature;
+use async_trait::async_trait;
+use frost_ed25519::keys::{KeyPackage, PublicKeyPackage, SigningShare, VerifyingShare};
+use frost_ed25519::rand_core::OsRng;
+use frost_ed25519::round1::{SigningCommitments, SigningNonces};
+use frost_ed25519::round2::SignatureShare;
+use frost_ed25519::{Error as FrostError, Identifier, SigningPackage, VerifyingKey};
 
+pub use self::ceremony::FrostRounds;
 pub use super::quorum::OpenError;
 
 const SIGNERS_MAX: u16 = 3;
@@ -126,9 +127,7 @@ impl Signer for FrostSigner {
 /// # Errors
 /// [`OpenError::Broken`] where a participant refuses another's part, which cannot happen in one process.
 pub fn generate() -> Result<[KeyShare; SHARES], OpenError> {
-    run_key_generation()
-        .map_err(|error| OpenError::Broken(error.to_string()))?
-        .ok_or_else(|| OpenError::Broken("the participants of the key generation do not agree".to_owned()))
+    play::<FrostRounds>(Kind::Generate, false, [None; SHARES]).map_err(|fault| OpenError::Broken(fault.to_string()))
 }
 
 /// Tests that every pair of a key's shares signs under the same group key, which it returns.
@@ -247,57 +246,6 @@ fn key_package(share: &KeyShare) -> Option<KeyPackage> {
     fits.then(|| KeyPackage::new(identifier, signing, verifying, group, SIGNERS_MIN))
 }
 
-/// The three parts of the key generation, each participant with its own secrets. `None` where results disagree.
-fn run_key_generation() -> Result<Option<[KeyShare; SHARES]>, FrostError> {
-    let identifiers = (1..=SIGNERS_MAX).map(Identifier::try_from).collect::<Result<Vec<_>, _>>()?;
-    let mut round1_secrets = BTreeMap::new();
-    let mut round1_packages = BTreeMap::new();
-    for identifier in &identifiers {
-        let (secret, package) = dkg::part1(*identifier, SIGNERS_MAX, SIGNERS_MIN, OsRng)?;
-        round1_secrets.insert(*identifier, secret);
-        round1_packages.insert(*identifier, package);
-    }
-    let of_others = |me: Identifier| {
-        let mut packages = round1_packages.clone();
-        packages.remove(&me);
-        packages
-    };
-    let mut round2_secrets = BTreeMap::new();
-    let mut inboxes: BTreeMap<Identifier, BTreeMap<Identifier, dkg::round2::Package>> = BTreeMap::new();
-    for (identifier, secret) in round1_secrets {
-        let (secret, packages) = dkg::part2(secret, &of_others(identifier))?;
-        round2_secrets.insert(identifier, secret);
-        for (receiver, package) in packages {
-            inboxes.entry(receiver).or_default().insert(identifier, package);
-        }
-    }
-    let mut shares = Vec::with_capacity(SHARES);
-    for (number, identifier) in (1..=SIGNERS_MAX).zip(identifiers) {
-        let (Some(secret), Some(inbox)) = (round2_secrets.get(&identifier), inboxes.get(&identifier)) else {
-            return Ok(None);
-        };
-        let (key, public) = dkg::part3(secret, &of_others(identifier), inbox)?;
-        let Some(share) = key_share(number, &key, &public) else {
-            return Ok(None);
-        };
-        shares.push(share);
-    }
-    Ok(shares.try_into().ok())
-}
-
-fn key_share(identifier: u16, key: &KeyPackage, public: &PublicKeyPackage) -> Option<KeyShare> {
-    let point = |bytes: Result<Vec<u8>, FrostError>| bytes.ok()?.try_into().ok().map(Key);
-    let verifying: Option<Vec<Key>> =
-        public.verifying_shares().values().map(|share| point(share.serialize())).collect();
-    Some(KeyShare {
-        group: point(public.verifying_key().serialize())?,
-        identifier,
-        verifying_shares: verifying?.try_into().ok()?,
-        secret: Zeroizing::new(key.signing_share().serialize()),
-        origin: format!("the new share {identifier}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,5 +282,20 @@ mod tests {
         );
         let falsified = Quorum { group: other.group(), public, shares: quorum.shares };
         assert!(matches!(falsified.test(), Err(OpenError::Broken(_))));
+    }
+
+    /// Even where nobody looks at their generations.
+    #[test]
+    fn an_old_and_a_new_share_do_not_sign_together() {
+        let old = generate().unwrap();
+        let [first, second, third] = &old;
+        let shares = [Some(first), Some(second), Some(third)];
+        let [_, new, other] = play::<FrostRounds>(Kind::Refresh, false, shares).unwrap();
+        let together = |shares: [&KeyShare; 2]| {
+            let shares = shares.map(|share| key_package(share).unwrap()).into();
+            Quorum { group: new.group(), shares, public: public_package(&new).unwrap() }.test()
+        };
+        assert_eq!(together([&new, &other]), Ok(()));
+        assert!(matches!(together([first, &new]), Err(OpenError::Broken(_))));
     }
 }

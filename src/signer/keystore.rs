@@ -6,15 +6,17 @@
 //! than [`FILE_BYTES_MAX`] bytes or the bounds of [`Kdf`] to read. Refuses a share of another curve than the one that is
 //! asked for. Knows nothing of the signature schemes' arithmetic.
 //!
-//! Format, version 1: one JSON object, exactly these fields, bytes as standard base64, points as their curve writes them.
+//! Format: one JSON object, exactly these fields, bytes as standard base64, points as their curve writes them. A file is
+//! written in the oldest version that can say what it holds, so that the shares of a new key are read by every release.
 //!
 //! | field | content |
 //! |---|---|
-//! | `version` | `1` |
+//! | `version` | `1` for the first shares of a key, `2` for those that a refresh or a replacement has made |
 //! | `scheme` | the curve, and what its shares are: see below |
 //! | `group` | the group's public key |
 //! | `identifier` | which share this is: 1, 2 or 3 |
 //! | `verifying_shares` | the public part of each share, in the order of their identifiers |
+//! | `generation` | in version 2 only: 2 after the first refresh, 3 after the second, and so on |
 //! | `kdf` | `name` `"argon2id"` (version 0x13), `memory_kib`, `passes`, `lanes`, `salt` (16 bytes) |
 //! | `cipher` | `"xchacha20-poly1305"` |
 //! | `nonce` | 24 bytes |
@@ -25,48 +27,50 @@
 //! |---|---|---|
 //! | `frost-ed25519-2-of-3`: FROST(Ed25519, SHA-512), RFC 9591 | base58 of 32 bytes; `group` is a Solana address | 32 bytes: a scalar, little endian |
 //! | `dkls23-secp256k1-2-of-3`: DKLs23 | `0x` and the digits of 33 bytes, compressed | a `Party` of dkls23-core 0.6, in postcard |
+//! | `rehearsal-` and one of these: made in a rehearsal, no signer takes it | as above | as above |
 //!
 //! The associated data are, in this order and without separators: the 20 bytes `turnpike share file\0`, `version`
-//! (u32), length (u16) and bytes of `scheme`, `group`, `identifier` (u16), the three `verifying_shares`, length and
-//! bytes of `kdf.name`, `memory_kib`, `passes`, `lanes` (u32 each), `salt`, length and bytes of `cipher`, `nonce`.
+//! (u32), length (u16) and bytes of `scheme`, `group`, `identifier` (u16), the three `verifying_shares`, in version 2
+//! `generation` (u32), length and bytes of `kdf.name`, `memory_kib`, `passes`, `lanes` (u32 each), `salt`, length and bytes of `cipher`, `nonce`.
 //! Integers are little endian, points in bytes.
 
 mod curve;
 mod file;
 mod passphrase;
+mod public;
+mod sealed;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use chacha20poly1305::XNonce;
 use chacha20poly1305::aead::{Aead, Payload};
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 pub use self::curve::{Curve, Ed25519, Point, Secp256k1};
 pub use self::passphrase::{PASSPHRASE_CHARS_MIN, Passphrase};
+pub use self::public::{AnyPublicPart, PublicPart, peek, public_part};
+pub use self::sealed::{FileKey, Kdf, Sealed};
 
-use self::file::{read_text, write_new};
+pub(super) use self::file::{read_text, write_new, write_over};
+use self::sealed::{CIPHER, KDF, KdfFields, NONCE_BYTES, SALT_BYTES, cipher, derive};
 
 /// How many shares a key has.
 pub const SHARES: usize = 3;
 /// The largest share file that is read: some more than the base64 of the longest share.
 pub const FILE_BYTES_MAX: u64 = 256 * 1024;
 
+/// Of the first shares of a key.
 const VERSION: u32 = 1;
-const KDF: &str = "argon2id";
-const CIPHER: &str = "xchacha20-poly1305";
+/// Of later generations.
+const VERSION_WITH_GENERATION: u32 = 2;
+const REHEARSAL: &str = "rehearsal-";
 const LABEL: &[u8] = b"turnpike share file\0";
-const SALT_BYTES: usize = 16;
-const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
-const MEMORY_KIB_MAX: u32 = 1024 * 1024;
-const PASSES_MAX: u32 = 16;
-const LANES_MAX: u32 = 4;
 
 /// One share of a threshold key. It cannot be printed or cloned, and is wiped when dropped.
 ///
@@ -84,6 +88,8 @@ pub struct KeyShare<C: Curve = Ed25519> {
     pub(super) group: C::Point,
     pub(super) identifier: u16,
     pub(super) verifying_shares: [C::Point; SHARES],
+    pub(super) generation: u32,
+    pub(super) rehearsal: bool,
     pub(super) secret: Zeroizing<Vec<u8>>,
     pub(super) origin: String,
 }
@@ -101,26 +107,17 @@ impl<C: Curve> KeyShare<C> {
         self.identifier
     }
 
+    /// How often the key's shares were made when this one was: 1 for those of a new key.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// Where it came from, for messages: its file, or how it was made.
     #[must_use]
     pub fn origin(&self) -> &str {
         &self.origin
     }
-}
-
-/// What makes guessing a passphrase slow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kdf {
-    memory_kib: u32,
-    passes: u32,
-    lanes: u32,
-}
-
-impl Kdf {
-    /// Argon2id with 64 MiB and 3 passes: for every real key.
-    pub const STANDARD: Self = Self { memory_kib: 64 * 1024, passes: 3, lanes: 1 };
-    /// Argon2id with 64 KiB and 1 pass: for tests only. No command line reaches it.
-    pub const FAST_FOR_TESTS: Self = Self { memory_kib: 64, passes: 1, lanes: 1 };
 }
 
 /// Why a share is not read or written.
@@ -161,6 +158,16 @@ pub enum KeystoreError {
         /// Its curve.
         found: &'static str,
         /// The curve that is needed.
+        expected: &'static str,
+    },
+    /// A share of a rehearsal, where one of a real key is needed, or the other way round.
+    #[error("{path}: holds a share of {found}, and one of {expected} is needed; give the right file", path = .path.display())]
+    Rehearsal {
+        /// The file.
+        path: PathBuf,
+        /// What it is of.
+        found: &'static str,
+        /// What is needed.
         expected: &'static str,
     },
     /// A share file of another version, or for another scheme.
@@ -208,6 +215,8 @@ struct ShareFile<C: Curve> {
     group: C::Point,
     identifier: u16,
     verifying_shares: [C::Point; SHARES],
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    generation: Option<u32>,
     kdf: KdfFields,
     cipher: String,
     nonce: String,
@@ -215,14 +224,14 @@ struct ShareFile<C: Curve> {
     checksum: String,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KdfFields {
-    name: String,
-    memory_kib: u32,
-    passes: u32,
-    lanes: u32,
-    salt: String,
+impl<C: Curve> ShareFile<C> {
+    fn generation(&self) -> u32 {
+        self.generation.unwrap_or(1)
+    }
+
+    fn is_of_rehearsal(&self) -> bool {
+        self.scheme.starts_with(REHEARSAL)
+    }
 }
 
 /// What says how the rest is to be read. Every version has the first of these.
@@ -249,25 +258,67 @@ pub fn create<C: Curve>(
     write_new(path, &seal(share, passphrase, kdf, salt, nonce)?)
 }
 
-/// Reads and decrypts a share of a key on the curve `C`.
+/// Encrypts a share and writes it to a file of mode 0600 in place of the one that is there, whole at every moment.
+///
+/// # Errors
+/// [`KeystoreError::Write`]; what was there is there still then.
+pub fn replace<C: Curve>(
+    path: &Path,
+    share: &KeyShare<C>,
+    passphrase: &Passphrase,
+    kdf: Kdf,
+) -> Result<(), KeystoreError> {
+    let mut salt = [0; SALT_BYTES];
+    let mut nonce = [0; NONCE_BYTES];
+    fill(&mut salt)?;
+    fill(&mut nonce)?;
+    write_over(path, &seal(share, passphrase, kdf, salt, nonce)?)
+}
+
+/// Reads and decrypts a share of a key on the curve `C`. A share of a rehearsal is refused.
 ///
 /// # Errors
 /// [`KeystoreError`], which names the file and what to do.
 pub fn open<C: Curve>(path: &Path, passphrase: &Passphrase) -> Result<KeyShare<C>, KeystoreError> {
-    let text = read_text(path, FILE_BYTES_MAX)?;
+    open_of(path, passphrase, false)
+}
+
+/// [`open`], of a rehearsal where `rehearsal`, and only then.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_of<C: Curve>(path: &Path, passphrase: &Passphrase, rehearsal: bool) -> Result<KeyShare<C>, KeystoreError> {
+    let file: ShareFile<C> = parse(path, &read_text(path, FILE_BYTES_MAX)?)?;
+    let name = |rehearsal| if rehearsal { "a rehearsal" } else { "a real key" };
+    if file.is_of_rehearsal() != rehearsal {
+        let (found, expected) = (name(!rehearsal), name(rehearsal));
+        return Err(KeystoreError::Rehearsal { path: path.to_owned(), found, expected });
+    }
+    decrypt(path, &file, passphrase)
+}
+
+/// Reads the text of a share file of the curve `C`, and refuses what it cannot read whole.
+fn parse<C: Curve>(path: &Path, text: &str) -> Result<ShareFile<C>, KeystoreError> {
     let not_a_share = |what: String| KeystoreError::NotAShare { path: path.to_owned(), what };
-    let head: Head = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
-    supported(path, "version", &head.version.to_string(), &VERSION.to_string())?;
+    let head: Head = serde_json::from_str(text).map_err(|error| not_a_share(error.to_string()))?;
+    if head.version != VERSION_WITH_GENERATION {
+        let known = format!("{VERSION} and {VERSION_WITH_GENERATION}");
+        supported(path, "version", head.version == VERSION, &head.version.to_string(), &known)?;
+    }
     if let Some(scheme) = head.scheme {
-        if let Some(found) = curve::name_of(&scheme).filter(|found| *found != C::NAME) {
+        let real = scheme.strip_prefix(REHEARSAL).unwrap_or(&scheme);
+        if let Some(found) = curve::name_of(real).filter(|found| *found != C::NAME) {
             return Err(KeystoreError::WrongCurve { path: path.to_owned(), found, expected: C::NAME });
         }
-        supported(path, "scheme", &scheme, C::SCHEME)?;
+        supported(path, "scheme", real == C::SCHEME, &scheme, C::SCHEME)?;
     }
-    let file: ShareFile<C> = serde_json::from_str(&text).map_err(|error| not_a_share(error.to_string()))?;
-    supported(path, "kdf", &file.kdf.name, KDF)?;
-    supported(path, "cipher", &file.cipher, CIPHER)?;
-    decrypt(path, &file, passphrase)
+    let file: ShareFile<C> = serde_json::from_str(text).map_err(|error| not_a_share(error.to_string()))?;
+    supported(path, "kdf", file.kdf.name == KDF, &file.kdf.name, KDF)?;
+    supported(path, "cipher", file.cipher == CIPHER, &file.cipher, CIPHER)?;
+    match (file.version, file.generation) {
+        (VERSION, None) | (VERSION_WITH_GENERATION, Some(2..)) => Ok(file),
+        _ => Err(not_a_share("its generation is not one of its version".to_owned())),
+    }
 }
 
 fn decrypt<C: Curve>(path: &Path, file: &ShareFile<C>, passphrase: &Passphrase) -> Result<KeyShare<C>, KeystoreError> {
@@ -285,12 +336,11 @@ fn decrypt<C: Curve>(path: &Path, file: &ShareFile<C>, passphrase: &Passphrase) 
     if !(1..=SHARES).contains(&usize::from(file.identifier)) {
         return Err(damaged("the identifier is not 1, 2 or 3"));
     }
-    let KdfFields { memory_kib, passes, lanes, .. } = file.kdf;
-    if memory_kib > MEMORY_KIB_MAX || passes > PASSES_MAX || lanes > LANES_MAX {
+    if file.kdf.cost().is_excessive() {
         return Err(damaged("the key derivation would take more than any share file of ours"));
     }
-    let key = derive(passphrase, &salt, Kdf { memory_kib, passes, lanes })
-        .map_err(|_| damaged("the key derivation has no such parameters"))?;
+    let key =
+        derive(passphrase, &salt, file.kdf.cost()).map_err(|_| damaged("the key derivation has no such parameters"))?;
     let payload = Payload { msg: &ciphertext, aad: &associated };
     let secret = cipher(&key)
         .decrypt(XNonce::from_slice(&nonce), payload)
@@ -300,6 +350,8 @@ fn decrypt<C: Curve>(path: &Path, file: &ShareFile<C>, passphrase: &Passphrase) 
         group: file.group,
         identifier: file.identifier,
         verifying_shares: file.verifying_shares,
+        generation: file.generation(),
+        rehearsal: file.is_of_rehearsal(),
         secret,
         origin: path.display().to_string(),
     })
@@ -313,14 +365,15 @@ fn seal<C: Curve>(
     salt: [u8; SALT_BYTES],
     nonce: [u8; NONCE_BYTES],
 ) -> Result<String, KeystoreError> {
-    let Kdf { memory_kib, passes, lanes } = kdf;
+    let generation = Some(share.generation).filter(|generation| *generation > 1);
     let mut file = ShareFile::<C> {
-        version: VERSION,
-        scheme: C::SCHEME.to_owned(),
+        version: if generation.is_some() { VERSION_WITH_GENERATION } else { VERSION },
+        scheme: if share.rehearsal { [REHEARSAL, C::SCHEME].concat() } else { C::SCHEME.to_owned() },
         group: share.group,
         identifier: share.identifier,
         verifying_shares: share.verifying_shares,
-        kdf: KdfFields { name: KDF.to_owned(), memory_kib, passes, lanes, salt: STANDARD.encode(salt) },
+        generation,
+        kdf: KdfFields::new(kdf, salt),
         cipher: CIPHER.to_owned(),
         nonce: STANDARD.encode(nonce),
         ciphertext: String::new(),
@@ -351,6 +404,9 @@ fn associated_data<C: Curve>(file: &ShareFile<C>, salt: &[u8; SALT_BYTES], nonce
     for share in &file.verifying_shares {
         data.extend(share.as_ref());
     }
+    if let Some(generation) = file.generation {
+        data.extend(generation.to_le_bytes());
+    }
     text(&mut data, &file.kdf.name);
     for number in [file.kdf.memory_kib, file.kdf.passes, file.kdf.lanes] {
         data.extend(number.to_le_bytes());
@@ -365,22 +421,8 @@ fn checksum(associated: &[u8], ciphertext: &[u8]) -> [u8; 32] {
     Sha256::new().chain_update(associated).chain_update(ciphertext).finalize().into()
 }
 
-fn derive(passphrase: &Passphrase, salt: &[u8], kdf: Kdf) -> Result<Zeroizing<[u8; 32]>, KeystoreError> {
-    let mut key = Zeroizing::new([0; 32]);
-    let params = Params::new(kdf.memory_kib, kdf.passes, kdf.lanes, Some(key.len()))
-        .map_err(|_| KeystoreError::Cipher("no such key derivation parameters"))?;
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-        .hash_password_into(passphrase.0.as_bytes(), salt, key.as_mut())
-        .map_err(|_| KeystoreError::Cipher("the key derivation refused"))?;
-    Ok(key)
-}
-
-fn cipher(key: &Zeroizing<[u8; 32]>) -> XChaCha20Poly1305 {
-    XChaCha20Poly1305::new(chacha20poly1305::Key::from_slice(key.as_ref()))
-}
-
-fn supported(path: &Path, field: &'static str, found: &str, expected: &str) -> Result<(), KeystoreError> {
-    if found == expected {
+fn supported(path: &Path, field: &'static str, is: bool, found: &str, expected: &str) -> Result<(), KeystoreError> {
+    if is {
         return Ok(());
     }
     let found = found.chars().take(40).collect();
@@ -409,9 +451,8 @@ mod tests {
         let share = open::<Ed25519>(path, &passphrase).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         let file: ShareFile<Ed25519> = serde_json::from_str(&text).unwrap();
-        let KdfFields { memory_kib, passes, lanes, salt, .. } = &file.kdf;
-        let kdf = Kdf { memory_kib: *memory_kib, passes: *passes, lanes: *lanes };
-        let again = seal(&share, &passphrase, kdf, bytes(salt).unwrap(), bytes(&file.nonce).unwrap()).unwrap();
+        let salt = bytes(&file.kdf.salt).unwrap();
+        let again = seal(&share, &passphrase, file.kdf.cost(), salt, bytes(&file.nonce).unwrap()).unwrap();
         assert_eq!(again, text);
     }
 }

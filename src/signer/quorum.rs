@@ -42,6 +42,21 @@ pub enum OpenError {
         /// Its key, as the chain names it.
         second_group: String,
     },
+    /// Shares of one key that were not made together: one of them is from before a refresh.
+    #[error(
+        "{older} and {newer} are shares of one key of another generation ({older_generation} and {newer_generation}): they do \
+         not sign together; give the shares that the last refresh made, and destroy the older ones"
+    )]
+    OtherGeneration {
+        /// Where the older came from.
+        older: String,
+        /// Its generation.
+        older_generation: u32,
+        /// Where the newer came from.
+        newer: String,
+        /// Its generation.
+        newer_generation: u32,
+    },
     /// A share that does not fit its own public part.
     #[error("{0} does not hold the share that it says it holds; restore it from its backup")]
     Corrupt(String),
@@ -72,7 +87,17 @@ fn differ<C: Curve>(
     second: &KeyShare<C>,
     name: impl Fn(&C::Point) -> String,
 ) -> Result<(), OpenError> {
-    if first.group() != second.group() || first.verifying_shares != second.verifying_shares {
+    let made_apart = first.verifying_shares != second.verifying_shares || first.generation != second.generation;
+    if first.group() == second.group() && made_apart {
+        let (older, newer) = if first.generation <= second.generation { (first, second) } else { (second, first) };
+        return Err(OpenError::OtherGeneration {
+            older: older.origin().to_owned(),
+            older_generation: older.generation,
+            newer: newer.origin().to_owned(),
+            newer_generation: newer.generation,
+        });
+    }
+    if first.group() != second.group() {
         return Err(OpenError::DifferentGroups {
             first: first.origin().to_owned(),
             first_group: name(&first.group()),

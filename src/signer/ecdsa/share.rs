@@ -14,14 +14,19 @@ use crate::signer::quorum::SIGNERS_MIN;
 use crate::x402::evm::{Address, keccak256};
 
 /// The address of a key; `None` where the bytes are no point of the curve.
-pub(super) fn address_of(key: &Point) -> Option<Address> {
-    let encoded = Sec1Point::<Secp256k1>::from_bytes(key.0).ok()?;
-    let point: AffinePoint = Option::from(AffinePoint::from_sec1_point(&encoded))?;
-    let hash = keccak256(point.to_sec1_point(false).as_bytes().get(1..)?);
+#[must_use]
+pub fn address_of(key: &Point) -> Option<Address> {
+    let hash = keccak256(affine(key)?.to_sec1_point(false).as_bytes().get(1..)?);
     Some(Address(*hash.0.last_chunk()?))
 }
 
-/// A new share, to be written to its file.
+/// A public point as the library takes it; `None` where the bytes are no point of the curve.
+pub(super) fn affine(point: &Point) -> Option<AffinePoint> {
+    let encoded = Sec1Point::<Secp256k1>::from_bytes(point.0).ok()?;
+    Option::from(AffinePoint::from_sec1_point(&encoded))
+}
+
+/// A new share, to be written to its file; the first of its key, where nobody says otherwise.
 pub(super) fn to_file(party: &Party, public: &Public) -> Option<KeyShare<keystore::Secp256k1>> {
     let identifier = u16::from(party.party_index.as_u8());
     let verifying = PARTIES.map(|number| public.verifying_share(number.try_into().ok()?).and_then(point));
@@ -34,6 +39,8 @@ pub(super) fn to_file(party: &Party, public: &Public) -> Option<KeyShare<keystor
         group: point(public.verifying_key())?,
         identifier,
         verifying_shares: verifying?.try_into().ok()?,
+        generation: 1,
+        rehearsal: false,
         secret,
         origin: format!("the new share {identifier}"),
     })

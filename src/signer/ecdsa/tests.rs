@@ -18,6 +18,8 @@ fn copy(share: &KeyShare<Secp256k1>) -> KeyShare<Secp256k1> {
         group: share.group,
         identifier: share.identifier,
         verifying_shares: share.verifying_shares,
+        generation: share.generation,
+        rehearsal: share.rehearsal,
         secret: share.secret.clone(),
         origin: share.origin.clone(),
     }
@@ -108,4 +110,22 @@ fn the_address_is_that_of_the_groups_key() {
         let found = share::address_of(&point.parse().unwrap()).map(|address| address.to_string());
         assert_eq!(found.as_deref(), address, "{point}");
     }
+}
+
+/// Even where nobody looks at their generations. It is a session of another name to them: no state is given away, and both may
+/// go on signing with their own.
+#[test]
+fn an_old_and_a_new_share_do_not_sign_together() {
+    let [first, second, third] = key();
+    let shares = [Some(first), Some(second), Some(third)];
+    let [_, new, other] = play::<EcdsaRounds>(Kind::Refresh, false, shares).unwrap();
+    let together = |shares: [&KeyShare<Secp256k1>; 2]| {
+        let shares = shares.map(|share| share::from_file(share).unwrap()).into();
+        let quorum = Quorum { address: share::address_of(&new.group()).unwrap(), shares, ended: OnceLock::new() };
+        (quorum.test(), quorum.ended.get().cloned())
+    };
+    assert_eq!(together([&new, &other]), (Ok(()), None));
+    let (tested, ended) = together([first, &new]);
+    assert!(matches!(tested, Err(OpenError::Broken(_))));
+    assert_eq!(ended, None);
 }

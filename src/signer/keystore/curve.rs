@@ -14,9 +14,9 @@ use crate::x402::Key;
 pub type SecretBytes = std::ops::RangeInclusive<usize>;
 
 /// A curve that keys are made on. There are two, [`Ed25519`] and [`Secp256k1`].
-pub trait Curve: sealed::Sealed {
+pub trait Curve: sealed::Sealed + Copy + Eq + fmt::Debug {
     /// A public point: the group's key, or the public part of a share.
-    type Point: Copy + Eq + fmt::Display + AsRef<[u8]> + Serialize + DeserializeOwned;
+    type Point: Copy + Eq + fmt::Debug + fmt::Display + AsRef<[u8]> + Serialize + DeserializeOwned;
     /// Its name, as `turnpike keygen --curve` takes it.
     const NAME: &'static str;
     /// What its share files have as `scheme`.

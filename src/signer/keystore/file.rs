@@ -9,7 +9,7 @@ use zeroize::Zeroize;
 use super::KeystoreError;
 
 /// Reads a text of at most `bytes_max` bytes.
-pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, KeystoreError> {
+pub(in crate::signer) fn read_text(path: &Path, bytes_max: u64) -> Result<String, KeystoreError> {
     let read = || {
         // All at once: a buffer that grows would leave parts of a passphrase behind.
         let mut text = String::with_capacity(usize::try_from(bytes_max).unwrap_or(0).saturating_add(1));
@@ -24,7 +24,7 @@ pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, KeystoreE
 }
 
 /// Writes a file that did not exist, readable by its owner only, and waits until the disk has it.
-pub(super) fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
+pub(in crate::signer) fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -38,8 +38,26 @@ pub(super) fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
         let _ = std::fs::remove_file(path);
         KeystoreError::Write { path: path.to_owned(), source }
     })?;
-    // The name is safe once its directory is; not every system lets a directory be synchronized.
+    synchronize_directory_of(path);
+    Ok(())
+}
+
+/// Writes a file in place of the one that may be there: at every moment, and after a crash, one of both is there whole.
+/// Readable by its owner only.
+pub(in crate::signer) fn write_over(path: &Path, text: &str) -> Result<(), KeystoreError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = Path::new(&beside);
+    // What a crash has left of an earlier attempt.
+    let _ = std::fs::remove_file(beside);
+    write_new(beside, text)?;
+    std::fs::rename(beside, path).map_err(|source| KeystoreError::Write { path: path.to_owned(), source })?;
+    synchronize_directory_of(path);
+    Ok(())
+}
+
+/// A name is safe once its directory is; not every system lets a directory be synchronized.
+fn synchronize_directory_of(path: &Path) {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _ = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
-    Ok(())
 }

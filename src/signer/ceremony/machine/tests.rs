@@ -1,0 +1,233 @@
+//! Ceremonies in one process: every order and every kind of lie, on both curves.
+
+use super::*;
+use crate::signer::ceremony::PAIRS;
+use crate::signer::ecdsa::{self, EcdsaRounds};
+use crate::signer::frost::{self, FrostRounds};
+use crate::signer::quorum::{self, OpenError};
+
+type Shares<R> = [KeyShare<<R as Rounds>::Curve>; SHARES];
+/// Changes the messages of one round on their way: round, sender, receiver, message.
+type Courier<'a> = &'a mut dyn FnMut(u8, u16, u16, &mut Zeroizing<Vec<u8>>);
+
+/// Runs a ceremony with a courier between the participants; every state is stored and read again before it is used. The first
+/// fault is told with who found it.
+fn run<R: Rounds>(
+    kind: Kind,
+    shares: [Option<&KeyShare<R::Curve>>; SHARES],
+    courier: Courier<'_>,
+) -> Result<Vec<KeyShare<R::Curve>>, (u16, Fault)> {
+    let old = shares.iter().flatten().next().map(|share| PublicShares::of(share));
+    let mut session = [0; 32];
+    getrandom::fill(&mut session).unwrap();
+    let mut states = BTreeMap::new();
+    let mut post: BTreeMap<(u16, u16), Zeroizing<Vec<u8>>> = BTreeMap::new();
+    for (me, share) in PARTICIPANTS.into_iter().zip(shares) {
+        let setup = Setup { session, kind, me, old, rehearsal: false };
+        let (machine, messages) = Machine::<R>::begin(setup, share).map_err(|fault| (me, fault))?;
+        states.insert(me, encode(&machine).unwrap());
+        post.extend(messages.into_iter().map(|(to, message)| ((me, to), message)));
+    }
+    let mut made = Vec::new();
+    for round in 1.. {
+        let mut sent = std::mem::take(&mut post);
+        for ((from, to), message) in &mut sent {
+            courier(round, *from, *to, message);
+        }
+        // The last first: no order among the participants matters.
+        for me in PARTICIPANTS.into_iter().rev() {
+            let Some(state) = states.remove(&me) else { continue };
+            let machine: Machine<R> = decode(&state).unwrap();
+            assert_eq!(machine.round(), round);
+            let inbox =
+                sent.iter().filter(|((_, to), _)| *to == me).map(|((from, _), message)| (*from, message.clone()));
+            match machine.next(inbox.collect()).map_err(|fault| (me, fault))? {
+                Next::Send(machine, messages) => {
+                    states.insert(me, encode(&machine).unwrap());
+                    post.extend(messages.into_iter().map(|(to, message)| ((me, to), message)));
+                }
+                Next::Done(share) => made.push(share),
+            }
+        }
+        if states.is_empty() {
+            break;
+        }
+    }
+    made.reverse();
+    Ok(made)
+}
+
+fn honest(_: u8, _: u16, _: u16, _: &mut Zeroizing<Vec<u8>>) {}
+
+fn all<R: Rounds>(kind: Kind, shares: &Shares<R>) -> Shares<R> {
+    let brought = PARTICIPANTS.map(|me| kind.needs_share(me).then(|| &shares[usize::from(me) - 1]));
+    run::<R>(kind, brought, &mut honest).unwrap().try_into().ok().unwrap()
+}
+
+/// What each curve's signer says of its shares.
+trait Curved: Rounds {
+    fn prove(shares: &Shares<Self>) -> Result<String, OpenError>;
+    fn made() -> Shares<Self>;
+}
+
+impl Curved for FrostRounds {
+    fn prove(shares: &Shares<Self>) -> Result<String, OpenError> {
+        frost::prove(shares).map(|key| key.to_string())
+    }
+    fn made() -> Shares<Self> {
+        frost::generate().unwrap()
+    }
+}
+
+impl Curved for EcdsaRounds {
+    fn prove(shares: &Shares<Self>) -> Result<String, OpenError> {
+        ecdsa::prove(shares).map(|address| address.to_string())
+    }
+    fn made() -> Shares<Self> {
+        ecdsa::generate().unwrap()
+    }
+}
+
+fn the_key_stays_and_old_shares_are_of_another_generation<R: Curved>() {
+    let first = run::<R>(Kind::Generate, [None; SHARES], &mut honest).unwrap();
+    let first: Shares<R> = first.try_into().ok().unwrap();
+    let address = R::prove(&first).unwrap();
+    let mut shares = first;
+    for (generation, kind) in [(2, Kind::Refresh), (3, Kind::Replace(1)), (4, Kind::Replace(3)), (5, Kind::Replace(2))]
+    {
+        let new = all::<R>(kind, &shares);
+        assert_eq!(R::prove(&new).unwrap(), address, "{kind}");
+        assert!(new.iter().all(|share| share.generation() == generation), "{kind}");
+        for (one, other) in PAIRS {
+            let (old, new) = (&shares[usize::from(one) - 1], &new[usize::from(other) - 1]);
+            assert!(old.verifying_shares != new.verifying_shares, "{kind}");
+        }
+        shares = new;
+    }
+}
+
+#[test]
+fn frost_the_key_stays() {
+    the_key_stays_and_old_shares_are_of_another_generation::<FrostRounds>();
+}
+
+#[test]
+fn ecdsa_the_key_stays() {
+    the_key_stays_and_old_shares_are_of_another_generation::<EcdsaRounds>();
+}
+
+/// Every byte string in place of every message is refused, and the fault names its sender.
+fn garbage_is_its_senders_fault<R: Curved>(
+    kind: Kind,
+    shares: Option<&Shares<R>>,
+    rounds: std::ops::RangeInclusive<u8>,
+) {
+    for round in rounds {
+        for (liar, garbage) in [(1, &b""[..]), (2, b"\x00"), (3, &[0xff; 200])] {
+            let brought = PARTICIPANTS
+                .map(|me| shares.filter(|_| kind.needs_share(me)).map(|shares| &shares[usize::from(me) - 1]));
+            let mut courier = |now: u8, from: u16, _: u16, message: &mut Zeroizing<Vec<u8>>| {
+                if now == round && from == liar {
+                    *message = Zeroizing::new(garbage.to_vec());
+                }
+            };
+            let (finder, fault) = run::<R>(kind, brought, &mut courier).err().unwrap();
+            assert!(finder != liar && fault.who == [liar], "round {round}: {finder} finds {fault}");
+        }
+    }
+}
+
+#[test]
+fn frost_garbage() {
+    garbage_is_its_senders_fault::<FrostRounds>(Kind::Generate, None, 1..=5);
+    let shares = FrostRounds::made();
+    garbage_is_its_senders_fault::<FrostRounds>(Kind::Refresh, Some(&shares), 1..=5);
+    garbage_is_its_senders_fault::<FrostRounds>(Kind::Replace(3), Some(&shares), 1..=5);
+}
+
+#[test]
+fn ecdsa_garbage() {
+    garbage_is_its_senders_fault::<EcdsaRounds>(Kind::Generate, None, 1..=1);
+    let shares = EcdsaRounds::made();
+    garbage_is_its_senders_fault::<EcdsaRounds>(Kind::Replace(2), Some(&shares), 1..=4);
+}
+
+/// A participant that says something well formed and untrue to one of the others, or to both: whatever part of whichever
+/// message it changes, the ceremony ends in a fault, and never in shares.
+fn every_lie_ends_the_ceremony<R: Curved>(kind: Kind, shares: Option<&Shares<R>>, rounds: u8, step: usize) {
+    for round in 1..=rounds {
+        for to_both in [false, true] {
+            let (mut changed, mut at) = (true, 0);
+            while changed {
+                changed = false;
+                let brought = PARTICIPANTS
+                    .map(|me| shares.filter(|_| kind.needs_share(me)).map(|shares| &shares[usize::from(me) - 1]));
+                let mut courier = |now: u8, from: u16, to: u16, message: &mut Zeroizing<Vec<u8>>| {
+                    if now == round && from == 2 && (to_both || to == 3) {
+                        if let Some(byte) = message.get_mut(at) {
+                            *byte ^= 1;
+                            changed = true;
+                        }
+                    }
+                };
+                let ended = run::<R>(kind, brought, &mut courier);
+                if changed {
+                    let (_, fault) = ended.err().unwrap_or_else(|| panic!("round {round}, byte {at}: nobody objects"));
+                    let innocent = fault.who == [1] || fault.who == [3];
+                    assert!(!innocent, "round {round}, byte {at}, to both {to_both}: {fault}");
+                }
+                at += step;
+            }
+        }
+    }
+}
+
+#[test]
+fn frost_lies() {
+    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Generate, None, 5, 1);
+    let shares = FrostRounds::made();
+    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Refresh, Some(&shares), 2, 1);
+    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Replace(1), Some(&shares), 2, 1);
+}
+
+#[test]
+fn shares_of_two_generations_make_no_signer_and_the_message_says_which_is_older() {
+    let old = FrostRounds::made();
+    let new = all::<FrostRounds>(Kind::Refresh, &old);
+    let [old, _, _] = old;
+    let [_, new, _] = new;
+    let error = quorum::check(&[new, old], ToString::to_string).unwrap_err();
+    assert!(matches!(error, OpenError::OtherGeneration { older_generation: 1, newer_generation: 2, .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.starts_with("the new share 1 and the new share 2 are shares of one key of another generation (1 and 2)"),
+        "{text}"
+    );
+}
+
+/// Two old shares still sign together: a refresh takes nothing back from who keeps two of them.
+#[test]
+fn two_old_shares_still_sign_which_is_why_they_are_destroyed() {
+    let old = EcdsaRounds::made();
+    let _new = all::<EcdsaRounds>(Kind::Refresh, &old);
+    assert!(ecdsa::prove(&old).is_ok());
+    let old = FrostRounds::made();
+    let _new = all::<FrostRounds>(Kind::Refresh, &old);
+    assert!(frost::prove(&old).is_ok());
+}
+
+#[test]
+fn a_share_that_the_ceremony_is_not_about_is_refused() {
+    let shares = FrostRounds::made();
+    let [first, second, _] = &shares;
+    for (kind, brought) in [
+        (Kind::Generate, [Some(first), None, None]),
+        (Kind::Refresh, [Some(second), Some(second), Some(first)]),
+        (Kind::Refresh, [Some(first), Some(second), None]),
+        (Kind::Replace(3), [Some(first), None, None]),
+        (Kind::Replace(4), [Some(first), Some(second), None]),
+    ] {
+        let (_, fault) = run::<FrostRounds>(kind, brought, &mut honest).err().unwrap();
+        assert!(fault.what.contains("not the one that the ceremony is about"), "{kind}: {fault}");
+    }
+}
