@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-pub use self::machine::{Machine, Next, play};
+pub use self::machine::{Machine, Messages, Next, play};
 
 use super::keystore::{Curve, KeyShare, SHARES};
 

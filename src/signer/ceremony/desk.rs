@@ -12,7 +12,6 @@
 mod install;
 mod state;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +20,9 @@ pub use self::state::Stage;
 use self::state::{Clear, Secrets, State};
 use super::card::{self, CARD_BYTES_MAX, Card, CardError, Cards, Identity};
 use super::letter::{self, Address, LETTER_BYTES_MAX, LetterError};
-use super::{Fault, Kind, Machine, Next, PARTICIPANTS, PackedShare, PublicShares, Rounds, Setup, decode, encode};
+use super::{
+    Fault, Kind, Machine, Messages, Next, PARTICIPANTS, PackedShare, PublicShares, Rounds, Setup, decode, encode,
+};
 use crate::signer::ecdsa::{self, EcdsaRounds};
 use crate::signer::frost::FrostRounds;
 use crate::signer::keystore::{
@@ -309,7 +310,7 @@ fn advance<R: Rounds>(
     directory: &Path,
     state: &mut State,
     machine: &Machine<R>,
-    messages: BTreeMap<u16, zeroize::Zeroizing<Vec<u8>>>,
+    messages: Messages,
 ) -> Result<(), DeskError> {
     let (session, round, from) = (machine.setup().session, machine.round(), state.clear.participant);
     let cards = state.secrets.cards.as_ref().ok_or_else(|| Fault::somewhere("there are no cards"))?;
@@ -355,10 +356,10 @@ fn cards(directory: &Path, me: u16, own: Option<&str>) -> Result<Option<Cards>, 
 }
 
 /// The messages of the round that is waited for, once both are there.
-fn letters(directory: &Path, state: &State) -> Result<Option<BTreeMap<u16, zeroize::Zeroizing<Vec<u8>>>>, DeskError> {
+fn letters(directory: &Path, state: &State) -> Result<Option<Messages>, DeskError> {
     let (Some(cards), Stage::Round(round)) = (&state.secrets.cards, &state.clear.stage) else { return Ok(None) };
     let (session, round, to) = (cards.session(), *round, state.clear.participant);
-    let mut messages = BTreeMap::new();
+    let mut messages = Messages::new();
     for from in PARTICIPANTS.into_iter().filter(|from| *from != to) {
         let address = Address { session, round, from, to };
         let path = directory.join("in").join(address.file_name());
@@ -410,3 +411,6 @@ fn lock(directory: &Path) -> Result<File, DeskError> {
         Err(std::fs::TryLockError::Error(source)) => Err(DeskError::Directory { path, source }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,7 +107,7 @@ fn the_address_is_that_of_the_groups_key() {
         ("0x000000000000000000000000000000000000000000000000000000000000000000", None),
     ];
     for (point, address) in table {
-        let found = share::address_of(&point.parse().unwrap()).map(|address| address.to_string());
+        let found = address_of(&point.parse().unwrap()).map(|address| address.to_string());
         assert_eq!(found.as_deref(), address, "{point}");
     }
 }
@@ -121,7 +121,7 @@ fn an_old_and_a_new_share_do_not_sign_together() {
     let [_, new, other] = play::<EcdsaRounds>(Kind::Refresh, false, shares).unwrap();
     let together = |shares: [&KeyShare<Secp256k1>; 2]| {
         let shares = shares.map(|share| share::from_file(share).unwrap()).into();
-        let quorum = Quorum { address: share::address_of(&new.group()).unwrap(), shares, ended: OnceLock::new() };
+        let quorum = Quorum { address: address_of(&new.group()).unwrap(), shares, ended: OnceLock::new() };
         (quorum.test(), quorum.ended.get().cloned())
     };
     assert_eq!(together([&new, &other]), (Ok(()), None));

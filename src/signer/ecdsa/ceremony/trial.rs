@@ -26,13 +26,15 @@ use crate::x402::evm::{B256, keccak256};
 type Curve = keystore::Secp256k1;
 /// What there is for each participant that this one signs with.
 type WithEach<T> = BTreeMap<u16, T>;
+/// What the library keeps of a signature from one round to the next: of itself, and of the other.
+type Kept<Unique, OfEach> = (Unique, BTreeMap<PartyIndex, OfEach>);
 
 /// The first messages of the signatures are under way.
 #[derive(Serialize, Deserialize)]
 pub(super) struct First {
     party: Packed,
     made: PackedShare<Curve>,
-    kept: WithEach<(UniqueKeep1to2<Secp256k1>, BTreeMap<PartyIndex, KeepPhase1to2<Secp256k1>>)>,
+    kept: WithEach<Kept<UniqueKeep1to2<Secp256k1>, KeepPhase1to2<Secp256k1>>>,
 }
 
 /// The second messages of the signatures are under way.
@@ -40,7 +42,7 @@ pub(super) struct First {
 pub(super) struct Second {
     party: Packed,
     made: PackedShare<Curve>,
-    kept: WithEach<(UniqueKeep2to3<Secp256k1>, BTreeMap<PartyIndex, KeepPhase2to3<Secp256k1>>)>,
+    kept: WithEach<Kept<UniqueKeep2to3<Secp256k1>, KeepPhase2to3<Secp256k1>>>,
 }
 
 /// The parts of the signatures are under way.
