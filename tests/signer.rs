@@ -171,7 +171,9 @@ fn a_share_file_that_cannot_be_used_says_why_and_what_to_do() {
         file.to_string()
     };
     let table = [
-        ("has version 2, this release reads 1", changed(|file| file["version"] = 2.into())),
+        ("has version 3, this release reads 1 and 2", changed(|file| file["version"] = 3.into())),
+        ("is not a share file (its generation", changed(|file| file["version"] = 2.into())),
+        ("is not a share file (its generation", changed(|file| file["generation"] = 2.into())),
         ("has version 9, this release reads 1", r#"{"version": 9, "unknown": true}"#.to_owned()),
         ("has scheme", changed(|file| file["scheme"] = "frost-ed448-2-of-3".into())),
         ("has kdf scrypt", changed(|file| file["kdf"]["name"] = "scrypt".into())),

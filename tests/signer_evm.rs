@@ -178,7 +178,9 @@ fn a_share_file_that_cannot_be_used_says_why_and_what_to_do() {
     let ed25519 = std::fs::read_to_string(PathBuf::from(ED25519_FIXTURES).join("share-1.json")).unwrap();
     let table = [
         ("holds a share of a key on ed25519, and one on secp256k1 is needed", ed25519),
-        ("has version 2, this release reads 1", changed(|file| file["version"] = 2.into())),
+        ("has version 3, this release reads 1 and 2", changed(|file| file["version"] = 3.into())),
+        ("is not a share file (its generation", changed(|file| file["version"] = 2.into())),
+        ("is not a share file (its generation", changed(|file| file["generation"] = 2.into())),
         ("has scheme cggmp24", changed(|file| file["scheme"] = "cggmp24-secp256k1-2-of-3".into())),
         ("is damaged (the checksum", changed(|file| file["identifier"] = 2.into())),
         ("is damaged (the checksum", changed(|file| file["verifying_shares"][1] = file["group"].clone())),

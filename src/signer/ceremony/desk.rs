@@ -2,8 +2,8 @@
 //!
 //! Owns the directory: `state.json` (`desk/state.rs`), `in/` (cards and letters of the others, put there by a courier), `out/`
 //! (its own). Promises: a step may be broken off anywhere and done again, as a state is durable before anything that came of it
-//! leaves; nothing secret is written in the clear; the old share is replaced when both others have said that every pair of the
-//! new shares has signed. Refuses a file that is not the one waited for and goes on waiting; ends the ceremony when somebody
+//! leaves; nothing secret is written in the clear; the new share takes its place when both others have said that every pair of
+//! the new shares has signed, and the old one is kept beside it until all new ones are in their places. Refuses a file that is not the one waited for and goes on waiting; ends the ceremony when somebody
 //! known to have written it breaks the protocol.
 //!
 //! A directory must not be copied or restored from a backup while a ceremony goes on: two runs from one state could answer with
@@ -106,6 +106,17 @@ pub enum DeskError {
         "{path}: is not the share that this ceremony renews, and is left as it is; move it away and do the step again", path = .0.display()
     )]
     AnotherShare(PathBuf),
+    /// A file where the old share is to be kept.
+    #[error("{path}: is in the way, the old share is to be kept there; move it away and do the step again", path = .0.display())]
+    InTheWay(PathBuf),
+    /// The old share is still there.
+    #[error("{path}: the old share cannot be destroyed: {source}; delete it, and do the step again", path = .path.display())]
+    OldShare {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// What was written is not what is read.
     #[error("{path}: was written and does not read back; check the disk and do the step again", path = .0.display())]
     NotReadBack(PathBuf),
@@ -195,7 +206,7 @@ pub fn start<C: Curve>(start: &Start<'_>) -> Result<Standing, DeskError> {
     let card = identity.card(kind, me, rehearsal, share.as_ref().map(PublicShares::of))?;
     let card = serde_json::to_string_pretty(&card).map_err(Fault::somewhere)? + "\n";
     let machine = share.map(|share| encode(&PackedShare::pack(share))).transpose()?.unwrap_or_default();
-    let secrets = Secrets { identity, card, cards: None, machine, letters: Vec::new() };
+    let secrets = Secrets { identity, card, cards: None, machine, letters: Vec::new(), address: String::new() };
     let share = std::path::absolute(path).map_err(|source| DeskError::Directory { path: path.to_owned(), source })?;
     let clear =
         Clear { ceremony: kind, curve: C::NAME.to_owned(), rehearsal, participant: me, share, stage: Stage::Cards };
@@ -274,10 +285,15 @@ fn go_on<R: Rounds>(
         let setup = machine.setup().clone();
         match machine.next(messages) {
             Ok(Next::Send(machine, messages)) => advance(directory, &mut state, &machine, messages)?,
-            Ok(Next::Done(share)) => {
+            Ok(Next::Install(share, machine, messages)) => {
                 install::install(&state.clear.share, &setup, &share, passphrase, kdf)?;
-                let address = address(&share.group()).unwrap_or_default();
-                let clear = state.end(Stage::Done { address, generation: share.generation() })?;
+                state.secrets.address = address(&share.group()).unwrap_or_default();
+                advance(directory, &mut state, &machine, messages)?;
+            }
+            Ok(Next::Done) => {
+                install::destroy_old(&state.clear.share)?;
+                let address = std::mem::take(&mut state.secrets.address);
+                let clear = state.end(Stage::Done { address, generation: setup.generation() })?;
                 return Ok(standing(directory, &clear, None));
             }
             Err(fault) => {

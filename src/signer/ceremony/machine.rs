@@ -2,7 +2,8 @@
 //!
 //! Promises: a state is used up by the round that follows it; whoever tells two participants different things to all is found
 //! out one round later, as every message repeats what its sender has heard from everybody; a share comes out when the other
-//! two have said that they hold theirs and that every pair has signed.
+//! two have said that they hold theirs and that every pair has signed; the end comes when they have said that theirs are in
+//! their places.
 //!
 //! A message is, in postcard: what its sender has heard to all in the round before (32 bytes for each participant), what it
 //! says to all, what it says to its receiver alone.
@@ -43,14 +44,19 @@ enum Stage<R: Rounds> {
     Rounds(R),
     /// The share is made; the others have still to say that theirs are.
     Made(PackedShare<R::Curve>),
+    /// The share is in its place; the others have still to say that theirs are. What all have come to.
+    InPlace(Vec<u8>),
 }
 
 /// What a turn leads to.
 pub enum Next<R: Rounds> {
     /// Messages to the others, and the state that waits for theirs. The state is to be durable before a message leaves.
     Send(Machine<R>, Messages),
-    /// The new share. All participants hold theirs.
-    Done(KeyShare<R::Curve>),
+    /// The new share, for which the others hold theirs ready, and the messages which say that it is in its place. The old one is
+    /// to be kept until the end.
+    Install(KeyShare<R::Curve>, Machine<R>, Messages),
+    /// All new shares are in their places: the old ones are to be destroyed.
+    Done,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,13 +121,12 @@ impl<R: Rounds> Machine<R> {
             Stage::Made(share) => {
                 let share = share.unpack(format!("the new share {}", setup.me));
                 let ours = result(&setup, &PublicShares::of(&share));
-                for (from, theirs) in heard.to_all {
-                    if theirs != ours {
-                        return Err(Fault::of(from, "it has come to other shares than this participant"));
-                    }
-                }
-                Ok(Next::Done(share))
+                same_result(&heard, &ours)?;
+                let outgoing = Outgoing { to_all: ours.clone(), to: BTreeMap::new() };
+                let (machine, messages) = Self::send(setup, round, said, Stage::InPlace(ours), outgoing)?;
+                Ok(Next::Install(share, machine, messages))
             }
+            Stage::InPlace(ours) => same_result(&heard, &ours).map(|()| Next::Done),
         }
     }
 
@@ -180,7 +185,7 @@ pub fn play<R: Rounds>(
         waiting.push(machine);
     }
     let mut made = Vec::new();
-    while !waiting.is_empty() {
+    while made.len() < SHARES {
         let mut inboxes = std::mem::take(&mut post);
         for machine in std::mem::take(&mut waiting) {
             let me = machine.setup.me;
@@ -189,7 +194,8 @@ pub fn play<R: Rounds>(
                     deliver(&mut post, me, messages);
                     waiting.push(machine);
                 }
-                Next::Done(share) => made.push(share),
+                Next::Install(share, _, _) => made.push(share),
+                Next::Done => return Err(Fault::somewhere("the ceremony ended before it came to shares")),
             }
         }
     }
@@ -226,6 +232,13 @@ fn same_news<C: Curve>(setup: &Setup<C>, from: u16, ours: &Said, theirs: &Said) 
         }
     }
     Ok(())
+}
+
+fn same_result(heard: &Heard, ours: &[u8]) -> Result<(), Fault> {
+    match heard.to_all.iter().find(|(_, theirs)| *theirs != ours) {
+        Some((from, _)) => Err(Fault::of(*from, "it has come to other shares than this participant")),
+        None => Ok(()),
+    }
 }
 
 fn put(said: &mut Said, participant: u16, hash: [u8; 32]) {

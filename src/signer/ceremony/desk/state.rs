@@ -52,7 +52,7 @@ pub enum Stage {
     Cards,
     /// It waits for the letters of a round.
     Round(u8),
-    /// Its new share is in its file.
+    /// All three new shares are in their files, and its old one is destroyed.
     Done {
         /// The key's address on its chain.
         address: String,
@@ -74,6 +74,8 @@ pub(super) struct Secrets {
     pub(super) machine: Zeroizing<Vec<u8>>,
     /// The letters of the last step, by their files' names: written again where a crash came between.
     pub(super) letters: Vec<(String, String)>,
+    /// The key's address, once the new share is in its place.
+    pub(super) address: String,
 }
 
 /// An open state file.

@@ -120,7 +120,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() { copy(&entry.path(), &target) } else { drop(fs::copy(entry.path(), target).unwrap()) }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 
@@ -187,12 +191,39 @@ fn a_crash_anywhere_is_gone_on_from() {
     }
 }
 
+/// The third dies when the first has its new share in place and the second has not. The old shares are all still there.
+#[test]
+fn old_shares_are_kept_until_all_new_ones_are_in_their_places() {
+    let world = made().again(Kind::Refresh);
+    let address = world.address();
+    world.begin();
+    let old = |me| world.root.path().join(format!("share-{me}.json.old"));
+    while !old(1).exists() {
+        for me in [3, 2] {
+            world.carry();
+            world.step(me, None).unwrap();
+        }
+        world.carry_to(1);
+        world.step(1, None).unwrap();
+    }
+    assert_eq!(keystore::open::<Ed25519>(&world.share(1), &passphrase(1)).unwrap().generation(), 2);
+    assert!(!old(2).exists());
+    let kept = fs::read(old(1)).unwrap();
+    let now = fs::read(world.share(1)).unwrap();
+    fs::write(world.share(1), &kept).unwrap();
+    assert_eq!(world.address(), address);
+    fs::write(world.share(1), &now).unwrap();
+    world.finish();
+    assert_eq!(world.address(), address);
+    assert!(PARTICIPANTS.iter().all(|me| !old(*me).exists()));
+}
+
 /// Nothing left the machine, so the step is done anew with other nonces, and nobody sees a difference.
 #[test]
 fn a_step_whose_state_was_never_written_is_done_anew() {
     let world = World::new(Kind::Generate, false);
     world.begin();
-    for _ in 1..=5 {
+    for _ in 1..=6 {
         world.carry();
         let before = world.root.path().join("before");
         copy(&world.directory(1), &before);
@@ -351,7 +382,7 @@ fn nothing_secret_is_written_in_the_clear() {
             }
         }
     };
-    for _ in 1..=5 {
+    for _ in 1..=6 {
         for me in PARTICIPANTS {
             let State { secrets: Secrets { identity, machine, .. }, .. } =
                 State::open(&world.directory(me), &passphrase(me)).unwrap();

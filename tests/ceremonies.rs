@@ -1,0 +1,301 @@
+//! `turnpike ceremony` and `turnpike key` as operators use them: three participants, each a process of its own for every step,
+//! and a courier that copies files between their directories.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+#[path = "support/evm_requests.rs"]
+mod evm_requests;
+#[path = "support/signer_requests.rs"]
+mod signer_requests;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use turnpike::scheme::evm::signature;
+use turnpike::scheme::svm::{program, verify_strict};
+use turnpike::signer::SigningRequest;
+use turnpike::signer::ecdsa::EcdsaSigner;
+use turnpike::signer::frost::{FrostSigner, OpenError};
+use turnpike::signer::keystore::{self, Curve, Ed25519, KeyShare, KeystoreError, Passphrase, Secp256k1};
+use turnpike::x402::Key;
+use turnpike::x402::evm::Address;
+
+const ALL: [u16; 3] = [1, 2, 3];
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/ceremony-v1");
+
+/// Three machines: below one directory, one for each.
+struct Machines(TempDir);
+
+impl Machines {
+    fn new() -> Self {
+        let machines = Self(tempfile::tempdir().unwrap());
+        for me in ALL {
+            fs::create_dir(machines.of(me)).unwrap();
+            fs::write(machines.passphrase(me), format!("correct horse battery {me}\n")).unwrap();
+        }
+        machines
+    }
+
+    fn of(&self, me: u16) -> PathBuf {
+        self.0.path().join(format!("machine-{me}"))
+    }
+
+    fn share(&self, me: u16) -> PathBuf {
+        self.of(me).join("share.json")
+    }
+
+    fn passphrase(&self, me: u16) -> PathBuf {
+        self.of(me).join("passphrase")
+    }
+
+    fn open<C: Curve>(&self, me: u16) -> KeyShare<C> {
+        keystore::open(&self.share(me), &Passphrase::read(&self.passphrase(me)).unwrap()).unwrap()
+    }
+
+    /// A command on one machine, in its own directory and with nothing of the others at hand.
+    fn command(&self, me: u16, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_turnpike"));
+        command.current_dir(self.of(me)).env_clear().args(arguments);
+        command
+    }
+
+    fn run(&self, me: u16, arguments: &[&str]) -> Output {
+        self.command(me, arguments).output().unwrap()
+    }
+
+    fn start(&self, me: u16, what: &[&str]) -> Value {
+        let number = me.to_string();
+        let common = ["--me", &number, "--share", "share.json", "--passphrase-file", "passphrase", "--json"];
+        json(self.run(me, &[&["ceremony", "start", "ceremony"], what, &common].concat()))
+    }
+
+    fn step(&self, me: u16, code: &[&str]) -> Value {
+        let step = ["ceremony", "step", "ceremony", "--passphrase-file", "passphrase", "--json"];
+        json(self.run(me, &[&step, code].concat()))
+    }
+
+    fn carry(&self) {
+        for from in ALL {
+            for entry in fs::read_dir(self.of(from).join("ceremony/out")).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_str().unwrap();
+                for to in ALL.into_iter().filter(|to| *to != from) {
+                    if name.starts_with("card") || name.ends_with(&format!("-to-{to}.json")) {
+                        fs::copy(&path, self.of(to).join("ceremony/in").join(name)).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    /// A whole ceremony, each with the arguments that `what` gives it. The address, which all agree on.
+    fn ceremony(&self, what: impl Fn(u16) -> Vec<&'static str>) -> String {
+        for me in ALL {
+            let _ = fs::remove_dir_all(self.of(me).join("ceremony"));
+            let begun = self.start(me, &what(me));
+            assert_eq!(begun["stage"], "cards");
+            assert_eq!(begun["waiting_for"].as_array().unwrap().len(), 2);
+        }
+        self.carry();
+        let codes = ALL.map(|me| self.step(me, &[])["code"].as_str().unwrap().to_owned());
+        assert!(codes.iter().all(|code| *code == codes[0]));
+        for me in ALL {
+            assert_eq!(self.step(me, &["--code", &codes[0]])["stage"]["round"], 1);
+        }
+        let done = |told: &Value| told["stage"]["done"]["address"].as_str().map(str::to_owned);
+        for _ in 1..=12 {
+            self.carry();
+            let told = std::thread::scope(|scope| {
+                ALL.map(|me| scope.spawn(move || self.step(me, &[]))).map(|step| step.join().unwrap())
+            });
+            if let [Some(first), Some(second), Some(third)] = told.each_ref().map(done) {
+                assert!(first == second && second == third);
+                return first;
+            }
+        }
+        panic!("the ceremony has no end")
+    }
+}
+
+fn json(output: Output) -> Value {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn solana(machines: &Machines, pair: [u16; 2]) -> Key {
+    let signer = FrostSigner::open(pair.map(|me| machines.open(me)).into(), signer_requests::rules()).unwrap();
+    let (channel, deposit) = (signer_requests::key(1), signer_requests::DEPOSIT_MAX);
+    let request = SigningRequest::Voucher { channel, cumulative: 5, deposit, expires_at: 9 };
+    let signature = signer.sign_blocking(&request).unwrap();
+    let key = turnpike::signer::Signer::public_key(&signer);
+    assert!(verify_strict(&key, &program::voucher_message(&channel, 5, 9), &signature), "{pair:?}");
+    key
+}
+
+fn evm(machines: &Machines, pair: [u16; 2]) -> Address {
+    let signer = EcdsaSigner::open(&pair.map(|me| machines.open(me)), evm_requests::rules()).unwrap();
+    let address = turnpike::signer::EvmSigner::address(&signer);
+    let request = evm_requests::Cast::new(address).batch(2);
+    let signed = signer.sign_blocking(&request).unwrap();
+    assert_eq!(signature::signer(&evm_requests::digest(&request), &signed), Some(address), "{pair:?}");
+    address
+}
+
+#[test]
+fn a_solana_key_is_made_by_three_processes_refreshed_and_one_of_its_holders_is_replaced() {
+    let machines = Machines::new();
+    let address = machines.ceremony(|_| vec!["--generate"]);
+    for pair in [[1, 2], [2, 3], [3, 1]] {
+        assert_eq!(solana(&machines, pair).to_string(), address);
+    }
+    let shown = json(machines.run(1, &["key", "show", "share.json", "--json"]));
+    assert_eq!(shown["address"], address.as_str());
+    assert_eq!((&shown["share"], &shown["generation"]), (&1.into(), &1.into()));
+
+    // The share has another passphrase from now on.
+    fs::write(machines.of(1).join("new"), "another horse, another battery").unwrap();
+    let change = ["key", "passphrase", "share.json", "--passphrase-file", "passphrase", "--new-passphrase-file", "new"];
+    assert!(machines.run(1, &change).status.success());
+    let refused = machines.run(1, &change);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the passphrase does not open it"), "{refused:?}");
+    fs::rename(machines.of(1).join("new"), machines.passphrase(1)).unwrap();
+    solana(&machines, [1, 2]);
+
+    let kept = machines.0.path().join("kept.json");
+    fs::copy(machines.share(2), &kept).unwrap();
+    assert_eq!(machines.ceremony(|_| vec!["--refresh"]), address);
+    assert_eq!(solana(&machines, [1, 2]).to_string(), address);
+    let old = keystore::open(&kept, &Passphrase::read(&machines.passphrase(2)).unwrap()).unwrap();
+    let error = FrostSigner::open(vec![machines.open(1), old], signer_requests::rules()).unwrap_err();
+    assert!(matches!(error, OpenError::OtherGeneration { older_generation: 1, newer_generation: 2, .. }), "{error}");
+
+    // The disk of machine 3 is gone.
+    fs::remove_file(machines.share(3)).unwrap();
+    assert_eq!(machines.ceremony(|_| vec!["--replace", "3"]), address);
+    for pair in [[1, 2], [2, 3], [3, 1]] {
+        assert_eq!(solana(&machines, pair).to_string(), address);
+    }
+    let shown = machines.run(3, &["key", "show", "share.json"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("3 of 3, generation 3"), "{shown:?}");
+}
+
+#[test]
+fn an_evm_key_is_made_by_three_processes_and_one_of_its_holders_is_replaced() {
+    let machines = Machines::new();
+    let address = machines.ceremony(|_| vec!["--generate", "--curve", "secp256k1"]);
+    assert_eq!(evm(&machines, [1, 2]).to_string(), address);
+    fs::remove_file(machines.share(2)).unwrap();
+    let replaced = |me| if me == 2 { vec!["--replace", "2", "--curve", "secp256k1"] } else { vec!["--replace", "2"] };
+    assert_eq!(machines.ceremony(replaced), address);
+    for pair in [[1, 2], [2, 3]] {
+        assert_eq!(evm(&machines, pair).to_string(), address);
+    }
+    let shown = json(machines.run(2, &["key", "show", "share.json", "--json"]));
+    assert_eq!(shown["address"], address.as_str());
+    assert_eq!(shown["scheme"], Secp256k1::SCHEME);
+}
+
+#[test]
+fn a_process_that_is_killed_in_any_step_can_be_started_again() {
+    let machines = Machines::new();
+    for me in ALL {
+        machines.start(me, &["--generate"]);
+    }
+    machines.carry();
+    let code = machines.step(1, &[])["code"].as_str().unwrap().to_owned();
+    let mut told = Value::Null;
+    for round in 1..=8 {
+        // Killed before it has done anything, somewhere on its way, or after all: the step that follows goes on from anywhere.
+        for attempt in 0..3 {
+            let step = ["ceremony", "step", "ceremony", "--passphrase-file", "passphrase", "--code", &code];
+            let mut process = machines.command(1, &step).stdout(std::process::Stdio::null()).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(120 * attempt + 13 * round));
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        told = machines.step(1, &["--code", &code]);
+        for me in [2, 3] {
+            machines.step(me, &["--code", &code]);
+        }
+        machines.carry();
+    }
+    let address = told["stage"]["done"]["address"].as_str().unwrap();
+    assert_eq!(solana(&machines, [1, 3]).to_string(), address);
+}
+
+#[test]
+fn a_rehearsal_makes_shares_that_no_signer_takes() {
+    let machines = Machines::new();
+    let address = machines.ceremony(|_| vec!["--generate", "--rehearse"]);
+    assert_eq!(machines.ceremony(|_| vec!["--refresh", "--rehearse"]), address);
+    let shown = machines.run(1, &["key", "show", "share.json"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("of a rehearsal: no signer takes it"), "{shown:?}");
+    let passphrase = Passphrase::read(&machines.passphrase(1)).unwrap();
+    let opened = keystore::open::<Ed25519>(&machines.share(1), &passphrase).err().unwrap();
+    assert!(matches!(opened, KeystoreError::Rehearsal { .. }), "{opened}");
+    let mixed = machines.run(
+        2,
+        &[
+            "ceremony",
+            "start",
+            "real",
+            "--refresh",
+            "--me",
+            "2",
+            "--share",
+            "share.json",
+            "--passphrase-file",
+            "passphrase",
+        ],
+    );
+    let said = String::from_utf8_lossy(&mixed.stderr);
+    assert!(
+        !mixed.status.success() && said.contains("holds a share of a rehearsal, and one of a real key is needed"),
+        "{said}"
+    );
+}
+
+/// Cards, letters and a state as release 0.1 wrote them: participant 1 has begun, and takes the first letters of the others.
+#[test]
+fn the_formats_of_version_1_stay() {
+    let machines = Machines::new();
+    let ceremony = machines.of(1).join("ceremony");
+    copy(&Path::new(FIXTURES).join("participant-1"), &ceremony);
+    fs::copy(Path::new(FIXTURES).join("passphrase"), machines.passphrase(1)).unwrap();
+    let told = machines.step(1, &[]);
+    assert_eq!(told["stage"]["round"], 2, "{told}");
+    let status = json(machines.run(1, &["ceremony", "status", "ceremony", "--json"]));
+    assert_eq!(status["waiting_for"].as_array().unwrap().len(), 2);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Every command that the guide for operators names has the arguments that it shows.
+#[test]
+fn the_guides_commands_are_commands() {
+    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ceremonies.md")).unwrap();
+    let commands: Vec<&str> = guide.lines().filter_map(|line| line.strip_prefix("    turnpike ")).collect();
+    assert!(commands.len() >= 10, "the guide has lost its commands");
+    let machines = Machines::new();
+    for command in commands {
+        let arguments: Vec<&str> = command.split_whitespace().collect();
+        let output = machines.run(1, &arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("Usage:") && !said.contains("--help"), "{command}: {said}");
+    }
+}
