@@ -259,7 +259,7 @@ fn a_rehearsal_makes_shares_that_no_signer_takes() {
     );
 }
 
-/// Cards, letters and a state as release 0.1 wrote them: participant 1 has begun, and takes the first letters of the others.
+/// Cards, letters and a state as they were first written: participant 1 has begun, and takes the first letters of the others.
 #[test]
 fn the_formats_of_version_1_stay() {
     let machines = Machines::new();
@@ -268,6 +268,12 @@ fn the_formats_of_version_1_stay() {
     fs::copy(Path::new(FIXTURES).join("passphrase"), machines.passphrase(1)).unwrap();
     let told = machines.step(1, &[]);
     assert_eq!(told["stage"]["round"], 2, "{told}");
+    // The shares that came of it and of a refresh.
+    let share = |me: usize| {
+        let file = Path::new(FIXTURES).with_file_name("shares-v2").join(format!("share-{me}.json"));
+        keystore::open(&file, &Passphrase::new(format!("correct horse battery {me}"))).unwrap()
+    };
+    assert!(FrostSigner::open(vec![share(1), share(2)], signer_requests::rules()).is_ok());
     let status = json(machines.run(1, &["ceremony", "status", "ceremony", "--json"]));
     assert_eq!(status["waiting_for"].as_array().unwrap().len(), 2);
 }

@@ -210,8 +210,8 @@ fn done(standing: &Standing, address: &str, generation: u32, output: &mut Output
     if standing.rehearsal {
         output.line("\nIt was a rehearsal: no signer takes this share. Delete it.");
     } else if generation > 1 {
-        output.line("\nDestroy every copy and backup of the old shares: two old ones still sign together. Restart what signs with");
-        output.line("this share, once all three participants have come so far. Then delete the directories.");
+        output.line("\nDestroy every copy and backup of the old share: two old ones still sign together. Restart what signs with");
+        output.line("this share. Then delete the directory.");
     } else {
         output.line("\nMake a backup of the share, apart from its passphrase. Then delete the directory.");
     }

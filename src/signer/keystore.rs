@@ -441,18 +441,43 @@ fn fill(bytes: &mut [u8]) -> Result<(), KeystoreError> {
 mod tests {
     use super::*;
 
-    const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/shares-v1/share-1.json");
-
-    /// The committed file opens, and writing its share again with the same salt and nonce gives the same bytes.
-    #[test]
-    fn the_format_of_version_1_stays() {
-        let path = Path::new(FIXTURE);
+    /// A committed file opens, and writing its share again with the same salt and nonce gives the same bytes.
+    fn stays(directory: &str, generation: u32) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(directory).join("share-1.json");
         let passphrase = Passphrase::new("correct horse battery 1".to_owned());
-        let share = open::<Ed25519>(path, &passphrase).unwrap();
-        let text = std::fs::read_to_string(path).unwrap();
+        let share = open::<Ed25519>(&path, &passphrase).unwrap();
+        assert_eq!(share.generation(), generation);
+        let text = std::fs::read_to_string(&path).unwrap();
         let file: ShareFile<Ed25519> = serde_json::from_str(&text).unwrap();
         let salt = bytes(&file.kdf.salt).unwrap();
         let again = seal(&share, &passphrase, file.kdf.cost(), salt, bytes(&file.nonce).unwrap()).unwrap();
         assert_eq!(again, text);
+    }
+
+    #[test]
+    fn the_format_of_version_1_stays() {
+        stays("shares-v1", 1);
+    }
+
+    #[test]
+    fn the_format_of_version_2_stays() {
+        stays("shares-v2", 2);
+    }
+
+    /// The generation is bound to the share like all that is in the clear.
+    #[test]
+    fn a_share_does_not_pass_as_one_of_another_generation() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/shares-v2/share-1.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("share.json");
+        let text = std::fs::read_to_string(fixture).unwrap().replace("\"generation\": 2", "\"generation\": 3");
+        let file: ShareFile<Ed25519> = serde_json::from_str(&text).unwrap();
+        // As who can compute a checksum would write it.
+        let (salt, nonce) = (bytes(&file.kdf.salt).unwrap(), bytes(&file.nonce).unwrap());
+        let ciphertext = STANDARD.decode(&file.ciphertext).unwrap();
+        let right = STANDARD.encode(checksum(&associated_data(&file, &salt, &nonce), &ciphertext));
+        std::fs::write(&path, text.replace(&file.checksum, &right)).unwrap();
+        let error = open::<Ed25519>(&path, &Passphrase::new("correct horse battery 1".to_owned())).err().unwrap();
+        assert!(matches!(error, KeystoreError::Passphrase { identifier: 1, .. }), "{error}");
     }
 }

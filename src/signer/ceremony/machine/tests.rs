@@ -193,10 +193,10 @@ fn every_lie_ends_the_ceremony<R: Curved>(kind: Kind, shares: Option<&Shares<R>>
 
 #[test]
 fn frost_lies() {
-    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Generate, None, 6, 1);
+    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Generate, None, 6, 5);
     let shares = FrostRounds::made();
-    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Refresh, Some(&shares), 2, 1);
-    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Replace(1), Some(&shares), 2, 1);
+    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Refresh, Some(&shares), 2, 5);
+    every_lie_ends_the_ceremony::<FrostRounds>(Kind::Replace(1), Some(&shares), 2, 5);
 }
 
 /// In DKLs23 a wrong value of a polynomial shows in the sum only, and nobody is named; what is proved names who proves it. To
