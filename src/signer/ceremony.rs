@@ -29,7 +29,7 @@ use super::keystore::{Curve, KeyShare, SHARES};
 pub const PARTICIPANTS: [u16; SHARES] = [1, 2, 3];
 /// The pairs of participants, each of which signs a test message.
 pub const PAIRS: [(u16, u16); 3] = [(1, 2), (1, 3), (2, 3)];
-/// The longest message of one participant to another. The longest that is sent has about 110,000 bytes: the proofs of
+/// The longest message of one participant to another. The longest that is sent has 148,000 bytes: the proofs of
 /// 256 oblivious transfers.
 pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 

@@ -19,7 +19,7 @@ use crate::signer::keystore::{FileKey, Kdf, Passphrase, Sealed, read_text, write
 
 const VERSION: u32 = 1;
 const LABEL: &[u8] = b"turnpike ceremony state\0";
-/// The largest state that is read. That of a secp256k1 key has some 900,000 bytes at its largest, and a third more in base64.
+/// The largest state that is read. The file of a secp256k1 key has some 700,000 bytes at its largest.
 const STATE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 #[derive(Serialize, Deserialize)]

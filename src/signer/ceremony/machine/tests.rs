@@ -215,6 +215,31 @@ fn ecdsa_lies() {
     }
 }
 
+/// Participant 2 commits to one polynomial before 1 and to another before 3. Each is in order; only the two of them together
+/// can know, and neither can know whether it is 2 or the other that lies.
+#[test]
+fn who_tells_two_stories_is_found_one_round_later() {
+    let begin = |me| {
+        let setup = Setup { session: [7; 32], kind: Kind::Generate, me, old: None, rehearsal: false };
+        Machine::<FrostRounds>::begin(setup, None).unwrap()
+    };
+    let inbox = |of: [(u16, &Messages); 2], me| of.map(|(from, messages)| (from, messages[&me].clone())).into();
+    let go = |machine: Machine<FrostRounds>, inbox| match machine.next(inbox).unwrap() {
+        Next::Send(machine, messages) => (machine, messages),
+        _ => panic!("it is not over"),
+    };
+    let ((one, of_one), (two, of_two), (_, another_story), (three, of_three)) = (begin(1), begin(2), begin(2), begin(3));
+    let (one, after_one) = go(one, inbox([(2, &of_two), (3, &of_three)], 1));
+    let (_, after_two) = go(two, inbox([(1, &of_one), (3, &of_three)], 2));
+    let (three, after_three) = go(three, inbox([(1, &of_one), (2, &another_story)], 3));
+    let found_by_one = one.next(inbox([(2, &after_two), (3, &after_three)], 1)).err().unwrap();
+    assert_eq!(found_by_one.who, [2, 3]);
+    assert!(found_by_one.what.contains("participant 3 says that 2 told it something else"), "{found_by_one}");
+    // Participant 2 itself repeats its first story, which is not what 3 heard from it.
+    let found_by_three = three.next(inbox([(1, &after_one), (2, &after_two)], 3)).err().unwrap();
+    assert_eq!(found_by_three.who, [1, 2]);
+}
+
 #[test]
 fn shares_of_two_generations_make_no_signer_and_the_message_says_which_is_older() {
     let old = FrostRounds::made();
