@@ -19,16 +19,21 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 
 pub use self::ceremony::EcdsaRounds;
-pub use self::share::address_of;
 
 use super::ceremony::{Kind, play};
-use super::keystore::{KeyShare, SHARES, Secp256k1};
+use super::keystore::{KeyShare, Point, SHARES, Secp256k1};
 use super::quorum::{self, OpenError};
 use super::rules::evm::{EvmJudge, EvmRules};
 use super::{Approved, EvmRequest, EvmSigner, SignerError};
 use crate::scheme::evm::signature;
 use crate::x402::evm::{Address, B256, EvmSignature, keccak256};
 use rounds::{Fault, Party};
+
+/// The address of a key; `None` where the bytes are no point of the curve.
+#[must_use]
+pub fn address_of(key: &Point) -> Option<Address> {
+    share::address_of(key)
+}
 
 /// The text whose hash a quorum signs to prove that it can. It begins as no signed structure and no transaction does.
 const TEST_MESSAGE: &[u8] = b"\xffturnpike: these shares sign together";

@@ -56,7 +56,8 @@ pub use self::passphrase::{PASSPHRASE_CHARS_MIN, Passphrase};
 pub use self::public::{AnyPublicPart, PublicPart, peek, public_part};
 pub use self::sealed::{FileKey, Kdf, Sealed};
 
-pub(super) use self::file::{read_text, write_new, write_over};
+pub(crate) use self::file::write_new;
+pub(super) use self::file::{read_text, write_over};
 use self::sealed::{CIPHER, KDF, KdfFields, NONCE_BYTES, SALT_BYTES, cipher, derive};
 
 /// How many shares a key has.

@@ -14,8 +14,7 @@ use crate::signer::quorum::SIGNERS_MIN;
 use crate::x402::evm::{Address, keccak256};
 
 /// The address of a key; `None` where the bytes are no point of the curve.
-#[must_use]
-pub fn address_of(key: &Point) -> Option<Address> {
+pub(super) fn address_of(key: &Point) -> Option<Address> {
     let hash = keccak256(affine(key)?.to_sec1_point(false).as_bytes().get(1..)?);
     Some(Address(*hash.0.last_chunk()?))
 }

@@ -24,7 +24,7 @@ pub(in crate::signer) fn read_text(path: &Path, bytes_max: u64) -> Result<String
 }
 
 /// Writes a file that did not exist, readable by its owner only, and waits until the disk has it.
-pub(in crate::signer) fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
+pub(crate) fn write_new(path: &Path, text: &str) -> Result<(), KeystoreError> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

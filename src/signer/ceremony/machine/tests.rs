@@ -228,7 +228,8 @@ fn who_tells_two_stories_is_found_one_round_later() {
         Next::Send(machine, messages) => (machine, messages),
         _ => panic!("it is not over"),
     };
-    let ((one, of_one), (two, of_two), (_, another_story), (three, of_three)) = (begin(1), begin(2), begin(2), begin(3));
+    let ((one, of_one), (two, of_two), (_, another_story), (three, of_three)) =
+        (begin(1), begin(2), begin(2), begin(3));
     let (one, after_one) = go(one, inbox([(2, &of_two), (3, &of_three)], 1));
     let (_, after_two) = go(two, inbox([(1, &of_one), (3, &of_three)], 2));
     let (three, after_three) = go(three, inbox([(1, &of_one), (2, &another_story)], 3));
