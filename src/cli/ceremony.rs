@@ -196,7 +196,11 @@ fn tell(directory: &Path, standing: &Standing, output: &mut Output) {
             output.line(format_args!("\nThe ceremony is over: {why}"));
             output.line("Nothing of it is used. Begin again: all three with a new directory.");
         }
-        Stage::Done { address, generation } => done(standing, address, *generation, output),
+        Stage::Done { address, generation } => {
+            done(standing, address, *generation, output);
+            output.line("\nThe others may still wait for these:");
+            list(&standing.to_carry, output);
+        }
         Stage::Cards | Stage::Round(_) => going_on(directory, standing, output),
     }
 }
@@ -211,9 +215,15 @@ fn done(standing: &Standing, address: &str, generation: u32, output: &mut Output
         output.line("\nIt was a rehearsal: no signer takes this share. Delete it.");
     } else if generation > 1 {
         output.line("\nDestroy every copy and backup of the old share: two old ones still sign together. Restart what signs with");
-        output.line("this share. Then delete the directory.");
+        output.line("this share. Delete the directory when the others are done too.");
     } else {
-        output.line("\nMake a backup of the share, apart from its passphrase. Then delete the directory.");
+        output.line("\nMake a backup of the share, apart from its passphrase. Delete the directory when the others are done too.");
+    }
+}
+
+fn list(paths: &[PathBuf], output: &mut Output) {
+    for path in paths {
+        output.line(format_args!("  {}", path.display()));
     }
 }
 
@@ -225,14 +235,10 @@ fn going_on(directory: &Path, standing: &Standing, output: &mut Output) {
         return;
     }
     output.line("\nCarry to the others' in:");
-    for path in &standing.to_carry {
-        output.line(format_args!("  {}", path.display()));
-    }
+    list(&standing.to_carry, output);
     if !standing.waiting_for.is_empty() {
         output.line("\nWaiting for:");
-        for path in &standing.waiting_for {
-            output.line(format_args!("  {}", path.display()));
-        }
+        list(&standing.waiting_for, output);
     }
     output.line(format_args!("\nThen: turnpike ceremony step {}", directory.display()));
 }

@@ -144,7 +144,9 @@ impl Fault {
 
     /// A fault of one of several.
     pub fn among(who: &[u16], what: impl fmt::Display) -> Self {
-        Self { who: who.to_vec(), what: what.to_string() }
+        let mut who = who.to_vec();
+        who.sort_unstable();
+        Self { who, what: what.to_string() }
     }
 
     /// A fault of which the protocol does not tell whose it is.

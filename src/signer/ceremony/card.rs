@@ -210,7 +210,7 @@ impl Cards {
         let named = |card: &Card| {
             card.old.as_ref().map(|old| (old.group.clone(), old.generation, old.verifying_shares.clone()))
         };
-        let key = this.0.iter().find_map(named);
+        let key = named(mine).or_else(|| this.0.iter().find_map(named));
         for (participant, card) in PARTICIPANTS.into_iter().zip(&this.0) {
             let differ = |what, theirs: String, ours: String| {
                 if theirs == ours { Ok(()) } else { Err(CardError::Differs { participant, what, theirs, ours }) }

@@ -30,6 +30,9 @@ use crate::signer::keystore::{
     write_over,
 };
 
+/// More rounds than any ceremony has.
+const ROUNDS_MAX: u8 = 12;
+
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum DeskError {
@@ -168,7 +171,7 @@ pub struct Standing {
     pub code: Option<String>,
     /// Files that are waited for.
     pub waiting_for: Vec<PathBuf>,
-    /// Files to be carried to the others.
+    /// Files that the others may still wait for.
     pub to_carry: Vec<PathBuf>,
 }
 
@@ -235,8 +238,9 @@ pub fn status(directory: &Path) -> Result<Standing, DeskError> {
 /// # Errors
 /// [`DeskError`]. But for [`DeskError::Over`], the step can be done again when what it names is mended.
 pub fn step(directory: &Path, passphrase: &Passphrase, kdf: Kdf, code: Option<&str>) -> Result<Standing, DeskError> {
-    let clear = state::peek(directory)?;
+    state::peek(directory)?;
     let _lock = lock(directory)?;
+    let clear = state::peek(directory)?;
     match clear.stage {
         Stage::Done { .. } => return Ok(standing(directory, &clear, None)),
         Stage::Failed(why) => return Err(DeskError::Over(why)),
@@ -391,18 +395,28 @@ fn letters(directory: &Path, state: &State) -> Result<Option<Messages>, DeskErro
 fn standing(directory: &Path, clear: &Clear, code: Option<String>) -> Standing {
     let Clear { ceremony, curve, rehearsal, participant: me, share, stage } = clear.clone();
     let others = || PARTICIPANTS.into_iter().filter(|other| *other != me);
-    let letter = |round, from, to| Address { session: [0; 32], round, from, to }.file_name();
-    let (awaited, carried): (Vec<String>, Vec<String>) = match stage {
-        Stage::Cards => (others().map(card_name).collect(), vec![card_name(me)]),
-        Stage::Round(round) => {
-            (others().map(|from| letter(round, from, me)).collect(), others().map(|to| letter(round, me, to)).collect())
-        }
-        Stage::Done { .. } | Stage::Failed(_) => (Vec::new(), Vec::new()),
+    let awaited: Vec<String> = match stage {
+        Stage::Cards => others().map(card_name).collect(),
+        Stage::Round(round) => others().map(|from| letter_name(round, from, me)).collect(),
+        Stage::Done { .. } | Stage::Failed(_) => Vec::new(),
     };
-    let missing = |path: &PathBuf| path.symlink_metadata().is_err();
-    let waiting_for = awaited.iter().map(|name| directory.join("in").join(name)).filter(missing).collect();
-    let to_carry = carried.iter().map(|name| directory.join("out").join(name)).collect();
+    let there = |path: &PathBuf| path.symlink_metadata().is_ok();
+    let waiting_for = awaited.iter().map(|name| directory.join("in").join(name)).filter(|path| !there(path)).collect();
+    let out = directory.join("out");
+    let letters = |round| others().map(|to| out.join(letter_name(round, me, to))).filter(there).collect::<Vec<_>>();
+    let last = (1..=ROUNDS_MAX).rev().find(|round| !letters(*round).is_empty());
+    // One step can take two rounds, when the others are ahead: they wait for the letters of both.
+    let to_carry = match (&stage, last) {
+        (Stage::Failed(_), _) => Vec::new(),
+        (_, None) => vec![out.join(card_name(me))],
+        (_, Some(1)) => [vec![out.join(card_name(me))], letters(1)].concat(),
+        (_, Some(last)) => [letters(last.saturating_sub(1)), letters(last)].concat(),
+    };
     Standing { ceremony, curve, rehearsal, me, share, stage, code, waiting_for, to_carry }
+}
+
+fn letter_name(round: u8, from: u16, to: u16) -> String {
+    Address { session: [0; 32], round, from, to }.file_name()
 }
 
 fn card_name(participant: u16) -> String {
