@@ -4,7 +4,7 @@
 //! that it cannot be altered, swapped or sent in another ceremony; a letter that does not open is refused and the ceremony waits
 //! for the right one, as a courier's fault is none of the participants'.
 //!
-//! Format, version 1: one JSON object with the fields of [`Letter`], bytes as standard base64. The header is `turnpike ceremony
+//! Format, version 1: one JSON object with the fields of `Letter`, bytes as standard base64. The header is `turnpike ceremony
 //! letter\0`, `version` (u32), the session (32 bytes), `round` (u8), `from` and `to` (u16 each); integers are little endian. The
 //! text is encrypted by XChaCha20-Poly1305 with the header as associated data, under the SHA-256 of `turnpike ceremony seal\0`,
 //! the header less its version and round, the sealing keys of sender and receiver, and their X25519 secret. The signature is
