@@ -1,6 +1,6 @@
 //! Time as an input: the system's clock, and one that a test moves by hand.
 //!
-//! Pure code takes a [`UnixMillis`]; only flows and adapters hold a [`Clock`].
+//! Pure code takes a [`UnixMillis`]; only flows and adapters hold a [`Clock`]. A [`Day`] is a time zone's date.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -27,6 +27,18 @@ impl UnixMillis {
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+/// A date in some time zone: days since 1970-01-01 there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Day(pub i32);
+
+impl Day {
+    /// So many days earlier.
+    #[must_use]
+    pub const fn minus(self, days: i32) -> Self {
+        Self(self.0.saturating_sub(days))
     }
 }
 

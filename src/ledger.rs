@@ -19,6 +19,7 @@ mod book;
 mod changes;
 pub mod channel;
 pub mod memory;
+pub mod payers;
 mod purse;
 mod queue;
 pub mod sqlite;
@@ -35,8 +36,9 @@ use parking_lot::Mutex;
 
 use self::answers::AnswerLimits;
 use self::book::Slot;
-use self::changes::{Keep, Plan, carry};
+use self::changes::{Also, Keep, Plan, carry};
 use self::channel::{ChannelTerms, Family, Journalled, Svm, VoucherOf};
+use self::payers::Allowance;
 pub use self::purse::Purse;
 use self::store::{Answer, AnswerId, RecordOf, Store, StoreError, Write};
 use self::turns::{Core, Entered};
@@ -158,6 +160,12 @@ struct Journal<F: Family> {
     metered: Mutex<BTreeMap<F::Id, F::Metered>>,
 }
 
+impl<F: Family> Journal<F> {
+    fn enter(&self, metered: impl IntoIterator<Item = F::Metered>) {
+        self.metered.lock().extend(metered.into_iter().map(|metered| (metered.key(), metered)));
+    }
+}
+
 impl<F: Family> Ledger<F> {
     /// Restores the ledger from its store. To be called on a tokio runtime that lives as long as the ledger is used.
     ///
@@ -188,6 +196,7 @@ impl<F: Family> Ledger<F> {
             metered: Mutex::new(snapshot.metered.into_iter().map(|metered| (metered.key(), metered)).collect()),
         };
         core.answers.restore(snapshot.answers, core.clock.now());
+        core.book.payers().restore(snapshot.spent);
         drop(tokio::spawn(Core::sweep(Arc::downgrade(&core))));
         drop(tokio::spawn(answers::tidy(Arc::downgrade(&core))));
         let next_batch = AtomicU64::new(snapshot.last_batch.saturating_add(1));
@@ -287,7 +296,7 @@ impl<F: Family> Ledger<F> {
     /// [`StoreError`].
     pub async fn journal_batch(&self, batch: F::Batch) -> Result<(), StoreError> {
         let write = Write::Batch(Box::new(batch.clone()));
-        self.journalled(write, move |journal| {
+        self.journalled(vec![write], move |journal| {
             let mut open = journal.batches.lock();
             if batch.is_open() {
                 drop(open.insert(batch.key(), batch));
@@ -318,7 +327,7 @@ impl<F: Family> Ledger<F> {
     /// [`StoreError`].
     pub async fn journal_metered(&self, metered: F::Metered) -> Result<(), StoreError> {
         let write = Write::Metered(Box::new(metered.clone()));
-        self.journalled(write, move |journal| drop(journal.metered.lock().insert(metered.key(), metered))).await
+        self.journalled(vec![write], move |journal| journal.enter([metered])).await
     }
 
     /// Forgets a metered request's channel that is closed.
@@ -327,7 +336,7 @@ impl<F: Family> Ledger<F> {
     /// [`StoreError`].
     pub async fn forget_metered(&self, id: &F::Id) -> Result<(), StoreError> {
         let id = *id;
-        self.journalled(Write::ForgetMetered(id), move |journal| drop(journal.metered.lock().remove(&id))).await
+        self.journalled(vec![Write::ForgetMetered(id)], move |journal| drop(journal.metered.lock().remove(&id))).await
     }
 
     /// The metered requests' channels that are not yet closed.
@@ -346,13 +355,17 @@ impl<F: Family> Ledger<F> {
 
     async fn journalled(
         &self,
-        write: Write<F>,
+        writes: Vec<Write<F>>,
         then: impl FnOnce(&Journal<F>) + Send + 'static,
     ) -> Result<(), StoreError> {
         self.core.writable()?;
+        if writes.is_empty() {
+            then(&self.journal);
+            return Ok(());
+        }
         let (core, journal) = (Arc::clone(&self.core), Arc::clone(&self.journal));
         carry(async move {
-            match core.store.write(vec![write]).await {
+            match core.store.write(writes).await {
                 Ok(()) => then(&journal),
                 Err(error) => {
                     core.stop(&error.0);
@@ -395,6 +408,7 @@ pub struct Reservation<F: Family = Svm> {
     ticket: u64,
     amount: Amount,
     charge: Option<Amount>,
+    held: Option<Box<Allowance>>,
     over: bool,
 }
 
@@ -426,6 +440,15 @@ impl<F: Family> Reservation<F> {
         let mut charging = self;
         charging.charge = Some(charge);
         charging
+    }
+
+    /// Counts the charge for its payer, in the same durable write; what was held for it is given back where nothing is
+    /// charged.
+    #[must_use]
+    pub fn counting(self, held: Option<Allowance>) -> Self {
+        let mut counting = self;
+        counting.held = held.map(Box::new);
+        counting
     }
 
     /// Charges the reserved price, or what [`Self::charging`] said of it, and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
@@ -463,9 +486,10 @@ impl<F: Family> Reservation<F> {
     ) -> Result<Receipt<F>, StoreError> {
         let (core, id) = (Arc::clone(&self.core), self.id);
         let charge = self.charge;
+        let held = self.held.take().map(|held| held.charging(self.charge()));
         let plan = Plan::Commit { ticket: self.ticket, on_chain, charge };
         let over = &mut self.over;
-        let channel = core.change_keeping(id, plan, keep, || *over = true).await?;
+        let channel = core.change_also(id, plan, Also { keep, held }, || *over = true).await?;
         // Only a plan without a change gives no record, and a charge is one.
         let channel = channel.ok_or_else(|| StoreError("nothing was charged".to_owned()))?;
         Ok(Receipt { charged: charge.unwrap_or(self.amount), channel })

@@ -14,15 +14,17 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use support::{deposit, entry, key, on_chain, seller, terms, voucher};
 use turnpike::amount::Amount;
-use turnpike::clock::{SystemClock, UnixMillis};
+use turnpike::clock::{Day, SystemClock, UnixMillis};
 use turnpike::ledger::channel::{OnChain, Seller, Svm, Terms, Voucher};
+use turnpike::ledger::payers::Spend;
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
 use turnpike::ledger::store::{
-    Answer, AnswerId, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot, Store,
-    StoreError, Write,
+    Answer, AnswerId, AnswerRecord, BatchKind, BatchRecord, BatchState, ChannelRecord, MeteredRecord, Snapshot,
+    SpentRecord, Store, StoreError, Write,
 };
 use turnpike::ledger::{Ledger, Limits};
 use turnpike::scheme::svm::program::ChannelStatus;
+use turnpike::x402::Account;
 use turnpike::x402::key::Signature;
 
 fn store(path: &Path) -> SqliteStore {
@@ -81,6 +83,11 @@ fn answer(place: u64, body: &[u8]) -> AnswerRecord {
     }
 }
 
+fn spend(record: &SpentRecord, back: bool) -> Write {
+    let SpentRecord { payer, scope, day, amount } = record.clone();
+    Write::Spend(Box::new(Spend { payer, scope, day, amount, back }))
+}
+
 /// Some of everything, with the greatest numbers.
 fn everything() -> (Vec<Write>, Snapshot) {
     let dropped = BatchState::Dropped { why: "blockhash expired".to_owned() };
@@ -126,7 +133,16 @@ fn everything() -> (Vec<Write>, Snapshot) {
     writes.extend(answers.iter().cloned().map(|answer| Write::<Svm>::Answer(Box::new(answer))));
     let answers = answers.iter().map(AnswerRecord::mark).collect();
     let open = batches.into_iter().filter(|batch| batch.state == BatchState::Signed).collect();
-    (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4, answers })
+    let spent = [("", 20_000, Amount::new(u128::MAX)), ("GET,POST api.example.com/v1/*", -1, Amount::new(1))];
+    let spent = spent.map(|(scope, day, amount)| SpentRecord {
+        payer: Account::Svm(key(10, 1)),
+        scope: scope.into(),
+        day: Day(day),
+        amount,
+    });
+    writes.extend(spent.iter().map(|record| spend(record, false)));
+    let spent = spent.into();
+    (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4, answers, spent })
 }
 
 fn assert_same(found: Snapshot, expected: &Snapshot) {
@@ -140,6 +156,7 @@ fn assert_same(found: Snapshot, expected: &Snapshot) {
     assert_eq!(found.metered, expected.metered);
     assert_eq!(found.last_batch, expected.last_batch);
     assert_eq!(found.answers, expected.answers);
+    assert_eq!(found.spent, expected.spent);
 }
 
 #[tokio::test]
@@ -164,6 +181,8 @@ async fn everything_comes_back_as_it_was() {
         Write::<Svm>::Channel(Box::new(updated.clone())),
         Write::<Svm>::Batch(Box::new(signed)),
         Write::<Svm>::ForgetAnswers(vec![1, 77]),
+        Write::<Svm>::ForgetSpent(Day(20_000)),
+        spend(&SpentRecord { amount: 1u64.into(), ..expected.spent[0].clone() }, true),
     ];
     assert_eq!(Store::<Svm>::answer(&second, 1).await.unwrap(), Some(answer(1, &[0xA5; 9000]).answer));
     assert_eq!(Store::<Svm>::answer(&second, 77).await.unwrap(), None);
@@ -171,18 +190,21 @@ async fn everything_comes_back_as_it_was() {
     let left = batch(4, BatchKind::CleanUp, BatchState::Signed);
     let kept = answer(u64::from(u32::MAX), b"");
     let answers = vec![kept.mark()];
-    let expected =
-        Snapshot { channels: vec![updated], batches: vec![left], metered: Vec::new(), last_batch: 4, answers };
+    let spent = vec![SpentRecord { amount: Amount::new(u128::MAX - 1), ..expected.spent[0].clone() }];
+    let (channels, batches, metered) = (vec![updated], vec![left], Vec::new());
+    let expected = Snapshot { channels, batches, metered, last_batch: 4, answers, spent };
     assert_same(second.load().await.unwrap(), &expected);
     assert_eq!(Store::<Svm>::answer(&second, 1).await.unwrap(), None);
     assert_eq!(Store::<Svm>::answer(&second, kept.place).await.unwrap(), Some(kept.answer));
 }
 
-/// Each fixture was written by [`write_fixture`] when its form of the tables was the newest. The first had no answers.
+/// Each fixture was written by [`write_fixture`] when its form of the tables was the newest. The first had no answers, and none
+/// before the fourth what payers spent.
 #[tokio::test]
 async fn files_of_earlier_forms_are_understood() {
-    let (first, second) = (everything().1, everything().1);
-    for (form, expected) in [(1, Snapshot { answers: Vec::new(), ..first }), (2, second)] {
+    let without_spent = || Snapshot { spent: Vec::new(), ..everything().1 };
+    let first = Snapshot { answers: Vec::new(), ..without_spent() };
+    for (form, expected) in [(1, first), (2, without_spent()), (4, everything().1)] {
         let (_folder, path) = folder();
         let fixture = format!("tests/fixtures/ledger-v{form}.sqlite");
         std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture), &path).unwrap();
@@ -243,7 +265,7 @@ async fn switched_off_kept_answers_are_deleted() {
 async fn write_fixture() {
     let (_folder, path) = folder();
     store(&path).write(everything().0).await.unwrap();
-    std::fs::copy(&path, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v2.sqlite")).unwrap();
+    std::fs::copy(&path, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v4.sqlite")).unwrap();
 }
 
 #[tokio::test]

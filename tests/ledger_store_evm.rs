@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use turnpike::amount::{Amount, Asset};
-use turnpike::clock::{SystemClock, UnixMillis};
+use turnpike::clock::{Day, SystemClock, UnixMillis};
 use turnpike::ledger::channel::evm::{EvmBatch, EvmBatchKind};
 use turnpike::ledger::channel::{Evm, EvmOnChain, Svm, Voucher};
+use turnpike::ledger::payers::Spend;
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
-use turnpike::ledger::store::{Answer, AnswerId, AnswerRecord, BatchState, ChannelRecord, RecordOf, Store, Write};
+use turnpike::ledger::store::{
+    Answer, AnswerId, AnswerRecord, BatchState, ChannelRecord, RecordOf, SpentRecord, Store, Write,
+};
 use turnpike::ledger::{Entry, Ledger, Limits};
 use turnpike::scheme::evm::eip712::Domain;
 use turnpike::scheme::evm::{EvmSeller, EvmTerms, TransferMethod};
+use turnpike::x402::Account;
 use turnpike::x402::evm::{Address, AnySignature, B256};
 
 fn seller(token: u8, transfer_method: TransferMethod) -> Arc<EvmSeller> {
@@ -140,6 +144,29 @@ async fn batches_and_answers_are_each_familys_own() {
     let solana = Store::<Svm>::load(&store).await.unwrap();
     assert_eq!((solana.batches.len(), solana.answers.len(), solana.last_batch), (0, 0, 0));
     assert_eq!(Store::<Svm>::answer(&store, 1).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_payers_spend_is_each_familys_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let payer = Account::Evm(Address([7; 20]));
+    let spend = |day, amount: u64, back| {
+        let spend = Spend { payer, scope: "/v1".into(), day: Day(day), amount: amount.into(), back };
+        Write::<Evm>::Spend(Box::new(spend))
+    };
+    let store = open(&path);
+    store.write(vec![spend(5, 70, false), spend(5, 7, true), spend(4, 1000, false)]).await.unwrap();
+    drop(store);
+    let store = open(&path);
+    let record = |day, amount: u64| SpentRecord { payer, scope: "/v1".into(), day: Day(day), amount: amount.into() };
+    assert_eq!(Store::<Evm>::load(&store).await.unwrap().spent, [record(5, 63)]);
+    assert_eq!(Store::<Svm>::load(&store).await.unwrap().spent, []);
+    store.write(vec![spend(6, 1, false)]).await.unwrap();
+    store.write(vec![Write::<Evm>::ForgetSpent(Day(6))]).await.unwrap();
+    assert_eq!(Store::<Evm>::load(&store).await.unwrap().spent, [record(6, 1)]);
+    store.write(vec![Write::<Evm>::ForgetSpent(Day(7))]).await.unwrap();
+    assert_eq!(Store::<Evm>::load(&store).await.unwrap().spent, []);
 }
 
 #[tokio::test]

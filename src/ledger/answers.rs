@@ -79,7 +79,7 @@ impl<F: Family> Ledger<F> {
     pub async fn keep_answer(&self, id: AnswerId, answer: Answer) -> Result<(), StoreError> {
         let record = self.core.answers.record(id, self.core.clock.now(), answer);
         let (core, mark) = (Arc::clone(&self.core), record.mark());
-        self.journalled(Write::Answer(Box::new(record)), move |_| core.answers.put(mark)).await
+        self.journalled(vec![Write::Answer(Box::new(record))], move |_| core.answers.put(mark)).await
     }
 
     /// How many answers are kept, and how many bytes they count.

@@ -19,12 +19,14 @@ use tokio::time::Instant;
 
 use super::changes::Pen;
 use super::channel::{BidOf, Channel, ChannelOf, ChannelTerms, Family, Voucher};
+use super::payers::Payers;
 use super::purse::Purse;
 use super::queue::Queue;
 use super::store::{ChannelRecord, RecordOf};
 use super::{CloseGuard, Exposure, Limits, Refused, Reservation};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
+use crate::x402::Account;
 
 /// How many parts the map has, each with its own lock: enough that two of a machine's cores seldom meet, and that a
 /// visit to all of a part stays short with millions of channels.
@@ -234,6 +236,21 @@ impl<F: Family> Book<F> {
         }
     }
 
+    /// What payers have spent and have at risk.
+    pub(super) fn payers(&self) -> &Arc<Payers> {
+        self.purse.payers()
+    }
+
+    /// Tells every settlement that exposure presses.
+    pub(super) fn press(&self) {
+        self.purse.press();
+    }
+
+    /// Whose exposure a channel's is, where that is summed up.
+    fn exposed(&self, terms: &F::Terms) -> Option<Account> {
+        self.payers().by_exposure().then(|| terms.payer())
+    }
+
     /// The one copy of a seller that all its channels share.
     pub(super) fn seller(&self, seller: &Arc<F::Seller>) -> Arc<F::Seller> {
         let mut sellers = self.sellers.lock();
@@ -249,9 +266,9 @@ impl<F: Family> Book<F> {
         let hash = self.hasher.hash_one(id);
         let mut shard = self.shard(hash).lock();
         let entry = shard.slots.find_entry(hash, |slot| slot.terms.id() == *id).ok()?;
-        let before = entry.get().tally();
+        let (before, payer) = (entry.get().tally(), self.exposed(&entry.get().terms));
         let (answer, after) = visited(entry, visit);
-        self.account(&mut shard, &before, &after);
+        self.account(&mut shard, &before, &after, payer);
         Some(answer)
     }
 
@@ -274,8 +291,9 @@ impl<F: Family> Book<F> {
             }
             Entry::Vacant(entry) => (entry.insert(Box::new(enter())), Tally::default()),
         };
+        let payer = self.exposed(&entry.get().terms);
         let (answer, after) = visited(entry, visit);
-        self.account(&mut shard, &before, &after);
+        self.account(&mut shard, &before, &after, payer);
         answer
     }
 
@@ -357,7 +375,7 @@ impl<F: Family> Book<F> {
         &self.shards[part]
     }
 
-    fn account(&self, shard: &mut Shard<F>, before: &Tally, after: &Tally) {
+    fn account(&self, shard: &mut Shard<F>, before: &Tally, after: &Tally, payer: Option<Account>) {
         if after.exposure > before.exposure {
             shard.largest = shard.largest.max(after.exposure);
         } else if after.exposure < before.exposure && before.exposure == shard.largest {
@@ -366,6 +384,9 @@ impl<F: Family> Book<F> {
         let ended = before.held.filter(|(ticket, _)| after.held.is_none_or(|(now, _)| now != *ticket));
         if ended.is_none() && before.exposure == after.exposure && before.known == after.known {
             return;
+        }
+        if let Some(payer) = payer.filter(|_| before.exposure != after.exposure) {
+            self.payers().expose(payer, before.exposure, after.exposure);
         }
         let (was, is) = self.purse.with(|sums| {
             if let Some((_, amount)) = ended {

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use super::book::{Closing, Slot};
 use super::channel::{ChainState, Channel, ChannelOf, ChannelTerms, Denied, Family};
+use super::payers::Allowance;
 use super::store::{AnswerRecord, ChannelRecord, RecordOf, StoreError, Write};
 use super::turns::{Answer, Core, hand_out};
 use crate::amount::Amount;
@@ -41,6 +42,14 @@ pub(super) enum Plan<F: Family> {
 /// Makes, from the channel as it will be, an answer that becomes durable together with it.
 pub(super) type Keep<F> = Box<dyn FnOnce(&RecordOf<F>) -> AnswerRecord + Send>;
 
+/// What becomes durable together with a change.
+pub(super) struct Also<F: Family> {
+    /// An answer.
+    pub(super) keep: Option<Keep<F>>,
+    /// What the payer spends by it.
+    pub(super) held: Option<Allowance>,
+}
+
 /// What a plan came to.
 #[allow(clippy::large_enum_variant, reason = "lives on the stack, for one call")]
 enum Planned<F: Family> {
@@ -61,15 +70,15 @@ impl<F: Family> Core<F> {
         plan: Plan<F>,
         begun: impl FnOnce(),
     ) -> Result<Option<RecordOf<F>>, StoreError> {
-        self.change_keeping(id, plan, None, begun).await
+        self.change_also(id, plan, Also { keep: None, held: None }, begun).await
     }
 
-    /// The same, together with an answer.
-    pub(super) async fn change_keeping(
+    /// The same, together with what else is to be durable.
+    pub(super) async fn change_also(
         self: &Arc<Self>,
         id: F::Id,
         plan: Plan<F>,
-        keep: Option<Keep<F>>,
+        also: Also<F>,
         begun: impl FnOnce(),
     ) -> Result<Option<RecordOf<F>>, StoreError> {
         let mut pen = None;
@@ -91,12 +100,12 @@ impl<F: Family> Core<F> {
             }
         };
         // Before the point of no return, so that a fault in it changes nothing.
-        let kept = match (&write, keep) {
+        let kept = match (&write, also.keep) {
             (Write::Channel(record), Some(keep)) => Some(keep(record)),
             _ => None,
         };
         begun();
-        carry(self.carry_out(pen, plan, next, write, kept)).await.map(Some)
+        carry(self.carry_out(pen, plan, next, write, kept, also.held)).await.map(Some)
     }
 
     /// Writes and applies.
@@ -107,15 +116,15 @@ impl<F: Family> Core<F> {
         next: ChannelOf<F>,
         write: Write<F>,
         kept: Option<AnswerRecord>,
+        held: Option<Allowance>,
     ) -> impl Future<Output = Result<RecordOf<F>, StoreError>> + Send + use<F> {
         pen.writing = true;
         let core = Arc::clone(self);
         async move {
             let mark = kept.as_ref().map(AnswerRecord::mark);
-            let writes = match kept {
-                Some(kept) => vec![write, Write::Answer(Box::new(kept))],
-                None => vec![write],
-            };
+            let mut writes = vec![write];
+            writes.extend(kept.map(|kept| Write::Answer(Box::new(kept))));
+            writes.extend(held.as_ref().and_then(Allowance::spend).map(|spend| Write::Spend(Box::new(spend))));
             let written = core.store.write(writes).await;
             if let Err(error) = &written {
                 core.stop(&error.0);
@@ -133,6 +142,11 @@ impl<F: Family> Core<F> {
                     Err(error)
                 }
             });
+            // After the channel shows it, so that it is counted twice for a moment and never not at all.
+            match held {
+                Some(held) if matches!(applied, Some(Ok(_))) => held.counted(),
+                Some(_) | None => {}
+            }
             pen.writing = false;
             drop(pen);
             hand_out(answers);

@@ -18,6 +18,7 @@ pub use self::evm::{Evm, EvmOnChain};
 pub use self::svm::{OnChain, Seller, Svm, Terms};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
+use crate::x402::Account;
 use crate::x402::key::Signature;
 
 /// A family of chains: what its channels are made of.
@@ -46,6 +47,8 @@ pub trait ChannelTerms: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
     type Seller;
     /// The channel's name.
     fn id(&self) -> Self::Id;
+    /// Whose deposit it is.
+    fn payer(&self) -> Account;
     /// The merchant's account.
     fn seller(&self) -> &Arc<Self::Seller>;
     /// Puts an equal seller in its place, so that all channels share one copy.

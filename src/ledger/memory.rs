@@ -4,6 +4,7 @@
 //! ([`MemoryStore::crash`]) keeps what was durable and forgets the rest, as a disk would.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
@@ -11,7 +12,10 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::channel::{ChannelTerms, Family, Journalled, Svm};
-use super::store::{Answer as KeptAnswer, AnswerRecord, RecordOf, Snapshot, Store, StoreError, Write};
+use super::store::{Answer as KeptAnswer, AnswerRecord, RecordOf, Snapshot, SpentRecord, Store, StoreError, Write};
+use crate::amount::Amount;
+use crate::clock::Day;
+use crate::x402::Account;
 
 /// What goes wrong at a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +73,18 @@ struct Durable<F: Family> {
     batches: BTreeMap<u64, F::Batch>,
     metered: HashMap<F::Id, F::Metered>,
     answers: BTreeMap<u64, AnswerRecord>,
+    spent: HashMap<(Account, Arc<str>), (Day, Amount)>,
 }
 
 impl<F: Family> Default for Durable<F> {
     fn default() -> Self {
-        Self { channels: HashMap::new(), batches: BTreeMap::new(), metered: HashMap::new(), answers: BTreeMap::new() }
+        Self {
+            channels: HashMap::new(),
+            batches: BTreeMap::new(),
+            metered: HashMap::new(),
+            answers: BTreeMap::new(),
+            spent: HashMap::new(),
+        }
     }
 }
 
@@ -88,8 +99,26 @@ impl<F: Family> Durable<F> {
                 Write::ForgetMetered(id) => drop(self.metered.remove(&id)),
                 Write::Answer(answer) => drop(self.answers.insert(answer.place, *answer)),
                 Write::ForgetAnswers(places) => self.answers.retain(|place, _| !places.contains(place)),
+                Write::Spend(spend) => {
+                    let of = (spend.payer, Arc::clone(&spend.scope));
+                    let after = spend.after(self.spent.get(&of).copied());
+                    self.spent.insert(of, after);
+                }
+                Write::ForgetSpent(before) => self.spent.retain(|_, (day, _)| *day >= before),
             }
         }
+    }
+}
+
+impl<F: Family> Durable<F> {
+    fn spent(&self) -> Vec<SpentRecord> {
+        let record = |((payer, scope), (day, amount)): (&(Account, Arc<str>), &(Day, Amount))| SpentRecord {
+            payer: *payer,
+            scope: Arc::clone(scope),
+            day: *day,
+            amount: *amount,
+        };
+        self.spent.iter().map(record).collect()
     }
 }
 
@@ -155,6 +184,12 @@ impl<F: Family> MemoryStore<F> {
         self.state.lock().durable.answers.values().cloned().collect()
     }
 
+    /// What payers have spent as it would be found after a crash now.
+    #[must_use]
+    pub fn durable_spent(&self) -> Vec<SpentRecord> {
+        self.state.lock().durable.spent()
+    }
+
     /// Takes a write up: `Ok(None)` is durable, a receiver waits, `Err(None)` is never answered.
     #[allow(clippy::type_complexity, reason = "said in the line above, used once below")]
     fn take(
@@ -194,12 +229,14 @@ impl<F: Family> MemoryStore<F> {
 impl<F: Family> Store<F> for MemoryStore<F> {
     async fn load(&self) -> Result<Snapshot<F>, StoreError> {
         let durable = self.state.lock().durable.clone();
+        let spent = durable.spent();
         Ok(Snapshot {
             last_batch: durable.batches.keys().next_back().copied().unwrap_or(0),
             channels: durable.channels.into_values().collect(),
             batches: durable.batches.into_values().filter(Journalled::is_open).collect(),
             metered: durable.metered.into_values().collect(),
             answers: durable.answers.values().map(AnswerRecord::mark).collect(),
+            spent,
         })
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::payers::Payers;
 use crate::amount::Amount;
 
 /// What several ledgers have at risk together.
@@ -15,6 +16,7 @@ use crate::amount::Amount;
 pub struct Purse {
     sums: Mutex<Sums>,
     listeners: Mutex<Vec<Arc<Notify>>>,
+    payers: Arc<Payers>,
 }
 
 /// Charged and not claimed, and held back for requests in flight.
@@ -29,6 +31,17 @@ impl Purse {
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// The same, where what each payer has at risk is summed up too.
+    #[must_use]
+    pub fn by_payer() -> Arc<Self> {
+        Arc::new(Self { payers: Arc::new(Payers::new(true)), ..Self::default() })
+    }
+
+    /// What each payer has spent and, by [`Self::by_payer`], has at risk.
+    pub(super) const fn payers(&self) -> &Arc<Payers> {
+        &self.payers
     }
 
     /// A listener for pressing exposure.

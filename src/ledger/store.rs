@@ -3,14 +3,17 @@
 //! A write is durable when its future resolves, not before. Adapter: `ledger/sqlite.rs`; tests also use a store in
 //! memory that can be told to fail or to forget what was not yet durable.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::channel::{ChainState, Channel, Family, Journalled, OnChain, Svm, Terms, Voucher};
+use super::payers::Spend;
 use crate::amount::Amount;
-use crate::clock::UnixMillis;
-use crate::x402::Key;
+use crate::clock::{Day, UnixMillis};
 use crate::x402::key::Signature;
+use crate::x402::{Account, Key};
 
 /// A channel as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,6 +229,19 @@ pub struct AnswerMark {
     pub bytes: u64,
 }
 
+/// What a payer has spent in a day, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpentRecord {
+    /// Who.
+    pub payer: Account,
+    /// What is counted together.
+    pub scope: Arc<str>,
+    /// When.
+    pub day: Day,
+    /// How much.
+    pub amount: Amount,
+}
+
 /// One thing to make durable.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write<F: Family = Svm> {
@@ -243,6 +259,10 @@ pub enum Write<F: Family = Svm> {
     Answer(Box<AnswerRecord>),
     /// Forgets answers by their places.
     ForgetAnswers(Vec<u64>),
+    /// Adds to what a payer has spent in a day, as [`Spend::after`] says.
+    Spend(Box<Spend>),
+    /// Forgets what payers spent before a day.
+    ForgetSpent(Day),
 }
 
 /// Why something is not durable. The text says what to do.
@@ -263,11 +283,20 @@ pub struct Snapshot<F: Family = Svm> {
     pub last_batch: u64,
     /// The kept answers, oldest place first.
     pub answers: Vec<AnswerMark>,
+    /// What payers have spent, of the last days.
+    pub spent: Vec<SpentRecord>,
 }
 
 impl<F: Family> Default for Snapshot<F> {
     fn default() -> Self {
-        Self { channels: Vec::new(), batches: Vec::new(), metered: Vec::new(), last_batch: 0, answers: Vec::new() }
+        Self {
+            channels: Vec::new(),
+            batches: Vec::new(),
+            metered: Vec::new(),
+            last_batch: 0,
+            answers: Vec::new(),
+            spent: Vec::new(),
+        }
     }
 }
 

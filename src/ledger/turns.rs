@@ -12,7 +12,7 @@
 //! | none does | `gap_wait_max` | the same |
 //! | its predecessor is released, or charged so that it cannot follow | no longer | a mismatch |
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use super::changes::Pen;
 use super::channel::{Bid, BidOf, Channel, ChannelTerms, Denied, Family, Moment};
 use super::purse::Purse;
 use super::queue::Waiter;
-use super::store::{Store, StoreError};
+use super::store::{Store, StoreError, Write};
 use super::{CloseGuard, Entry, Limits, Refused, Reservation};
 use crate::amount::Amount;
 use crate::clock::Clock;
@@ -39,6 +39,8 @@ pub(super) struct Core<F: Family> {
     limits: Limits,
     stopped: OnceLock<String>,
     tickets: AtomicU64,
+    /// Before which day nothing is stored of what payers spent.
+    spent_forgotten: AtomicI32,
 }
 
 /// Something to hand out once no lock is held.
@@ -85,6 +87,7 @@ impl<F: Family> Core<F> {
             limits,
             stopped: OnceLock::new(),
             tickets: AtomicU64::new(1),
+            spent_forgotten: AtomicI32::new(i32::MIN),
         }
     }
 
@@ -206,7 +209,15 @@ impl<F: Family> Core<F> {
         let now = Instant::now();
         let expires = now.checked_add(self.limits.reservation_max).unwrap_or(now);
         slot.work().held = Some(Held { ticket, bid, expires, committing: false });
-        Ok(Reservation { core: Arc::clone(self), id: slot.terms.id(), ticket, amount, charge: None, over: false })
+        Ok(Reservation {
+            core: Arc::clone(self),
+            id: slot.terms.id(),
+            ticket,
+            amount,
+            charge: None,
+            held: None,
+            over: false,
+        })
     }
 
     fn refused(
@@ -361,6 +372,9 @@ impl<F: Family> Core<F> {
         loop {
             let Some(every) = core.upgrade().map(|core| core.limits.reservation_max / 4) else { return };
             tokio::time::sleep(every.max(Duration::from_millis(100))).await;
+            if let Some(core) = core.upgrade() {
+                core.forget_spent().await;
+            }
             // What is not in flight cannot have lapsed.
             if core.upgrade().is_some_and(|core| core.book.counts().1 == 0) {
                 continue;
@@ -373,6 +387,18 @@ impl<F: Family> Core<F> {
                     tokio::task::yield_now().await;
                 }
             }
+        }
+    }
+
+    /// Forgets what payers spent on days that are over.
+    async fn forget_spent(&self) {
+        let Some(before) = self.book.payers().kept_from() else { return };
+        let done = self.spent_forgotten.swap(before.0, Ordering::Relaxed) >= before.0;
+        if done || self.writable().is_err() {
+            return;
+        }
+        if let Err(error) = self.store.write(vec![Write::ForgetSpent(before)]).await {
+            self.stop(&error.0);
         }
     }
 

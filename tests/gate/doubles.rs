@@ -27,9 +27,9 @@ use turnpike::gate::{Gate, Options, Retry};
 use turnpike::ledger::answers::AnswerLimits;
 use turnpike::ledger::channel::{OnChain, Seller, Terms};
 use turnpike::ledger::store::{
-    Answer, AnswerRecord, BatchRecord, ChannelRecord, MeteredRecord, Snapshot, Store, StoreError, Write,
+    Answer, AnswerRecord, BatchRecord, ChannelRecord, MeteredRecord, Snapshot, SpentRecord, Store, StoreError, Write,
 };
-use turnpike::ledger::{Ledger, Limits};
+use turnpike::ledger::{Ledger, Limits, Purse};
 use turnpike::scheme::svm::program::{self, Call, ChannelStatus, voucher_message};
 use turnpike::scheme::svm::transaction::Transaction;
 use turnpike::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
@@ -124,6 +124,7 @@ pub struct MemoryStore {
     pub metered: Mutex<HashMap<Key, MeteredRecord>>,
     pub channels: Mutex<HashMap<Key, ChannelRecord>>,
     pub answers: Mutex<BTreeMap<u64, AnswerRecord>>,
+    pub spent: Mutex<Vec<SpentRecord>>,
     pub failing: Mutex<bool>,
     /// Writes wait for it, where somebody holds it.
     pub disk: tokio::sync::Mutex<()>,
@@ -137,7 +138,8 @@ impl Store for MemoryStore {
         let metered = self.metered.lock().values().cloned().collect();
         let channels = self.channels.lock().values().cloned().collect();
         let answers = self.answers.lock().values().map(AnswerRecord::mark).collect();
-        Ok(Snapshot { metered, channels, answers, ..Snapshot::default() })
+        let spent = self.spent.lock().clone();
+        Ok(Snapshot { metered, channels, answers, spent, ..Snapshot::default() })
     }
 
     async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
@@ -153,6 +155,15 @@ impl Store for MemoryStore {
                 Write::Channel(record) => _ = self.channels.lock().insert(record.terms.id, *record),
                 Write::Answer(record) => _ = self.answers.lock().insert(record.place, *record),
                 Write::ForgetAnswers(places) => self.answers.lock().retain(|place, _| !places.contains(place)),
+                Write::Spend(spend) => {
+                    let mut spent = self.spent.lock();
+                    let is_this = |record: &SpentRecord| record.payer == spend.payer && record.scope == spend.scope;
+                    let before = spent.iter().find(|record| is_this(record)).map(|record| (record.day, record.amount));
+                    let (day, amount) = spend.after(before);
+                    spent.retain(|record| !is_this(record));
+                    spent.push(SpentRecord { payer: spend.payer, scope: spend.scope, day, amount });
+                }
+                Write::ForgetSpent(before) => self.spent.lock().retain(|record| record.day >= before),
                 Write::ForgetChannel(_) | Write::Batch(_) => {}
             }
         }
@@ -336,7 +347,8 @@ impl House {
             reservation_max: Duration::from_secs(60),
             answers,
         };
-        let ledger = Ledger::open(Arc::clone(&store) as _, Arc::clone(&clock) as _, limits).await.unwrap();
+        let ledger = Ledger::open_in(Arc::clone(&store) as _, Arc::clone(&clock) as _, limits, Purse::by_payer());
+        let ledger = ledger.await.unwrap();
         let facilitator = Arc::new(FakeFacilitator::new(Arc::clone(&clock)));
         let retry = Retry {
             wait_min: Duration::from_millis(1),

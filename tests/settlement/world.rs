@@ -141,6 +141,7 @@ impl Store for TestStore {
             batches: open.cloned().collect(),
             metered: Vec::new(),
             answers: Vec::new(),
+            spent: Vec::new(),
             last_batch: kept.batches.iter().map(|batch| batch.id).max().unwrap_or(0),
         })
     }
@@ -156,7 +157,12 @@ impl Store for TestStore {
                         Some(known) => *known = *batch,
                         None => kept.batches.push(*batch),
                     },
-                    Write::Metered(_) | Write::ForgetMetered(_) | Write::Answer(_) | Write::ForgetAnswers(_) => {}
+                    Write::Metered(_)
+                    | Write::ForgetMetered(_)
+                    | Write::Answer(_)
+                    | Write::ForgetAnswers(_)
+                    | Write::Spend(_)
+                    | Write::ForgetSpent(_) => {}
                 }
             }
         }

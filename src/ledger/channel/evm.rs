@@ -12,8 +12,8 @@ use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::ledger::store::BatchState;
 use crate::scheme::evm::{EvmSeller, EvmTerms};
-use crate::x402::Network;
 use crate::x402::evm::{Address, AnySignature, B256};
+use crate::x402::{Account, Network};
 
 /// EVM networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,10 @@ impl ChannelTerms for EvmTerms {
 
     fn id(&self) -> B256 {
         self.id
+    }
+
+    fn payer(&self) -> Account {
+        Account::Evm(self.payer)
     }
 
     fn seller(&self) -> &Arc<EvmSeller> {

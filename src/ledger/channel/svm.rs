@@ -13,7 +13,7 @@ use crate::ledger::store::{BatchRecord, MeteredRecord};
 use crate::scheme::svm::program::{self, ChannelAccount, ChannelAccounts, ChannelStatus};
 use crate::x402::key::Signature;
 use crate::x402::wire::ChannelConfig;
-use crate::x402::{Key, Network};
+use crate::x402::{Account, Key, Network};
 
 /// Solana and what is like it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,6 +246,10 @@ impl ChannelTerms for Terms {
 
     fn id(&self) -> Key {
         self.id
+    }
+
+    fn payer(&self) -> Account {
+        Account::Svm(self.payer)
     }
 
     fn seller(&self) -> &Arc<Seller> {

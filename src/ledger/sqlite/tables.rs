@@ -17,16 +17,21 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Params, Row, TransactionBehavior, params};
 
 use crate::amount::Amount;
-use crate::clock::UnixMillis;
+use crate::clock::{Day, UnixMillis};
 use crate::ledger::channel::{ChannelTerms, Family};
-use crate::ledger::store::{Answer, AnswerId, AnswerMark, AnswerRecord, BatchState, RecordOf, Snapshot, Write};
+use crate::ledger::payers::Spend;
+use crate::ledger::store::{
+    Answer, AnswerId, AnswerMark, AnswerRecord, BatchState, RecordOf, Snapshot, SpentRecord, Write,
+};
+use crate::x402::evm::Address;
+use crate::x402::{Account, Key};
 
 /// Marks the file as a ledger: "Tpke" in the header's application id.
 const APPLICATION_ID: i32 = 0x5470_6B65;
 
 /// How the tables came to be what they are. A step that was released is never changed; another is added. The file's
 /// `user_version` says how many it has.
-pub(super) const STEPS: &[&str] = &[svm::FIRST, ANSWERS, evm::FIRST];
+pub(super) const STEPS: &[&str] = &[svm::FIRST, ANSWERS, evm::FIRST, SPENT];
 
 /// How a family's records are rows.
 pub(super) trait Tables: Family {
@@ -61,6 +66,10 @@ pub(super) struct Texts {
     marks: &'static str,
     insert_answer: &'static str,
     forget_answer: &'static str,
+    spent: &'static str,
+    spent_before: &'static str,
+    insert_spent: &'static str,
+    forget_spent: &'static str,
     /// Reads an answer by its place.
     pub(super) answer: &'static str,
 }
@@ -83,6 +92,10 @@ macro_rules! texts {
             ),
             insert_answer: concat!("INSERT INTO ", $prefix, "answers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
             forget_answer: concat!("DELETE FROM ", $prefix, "answers WHERE place = ?1"),
+            spent: concat!("SELECT payer, scope, day, amount FROM ", $prefix, "spent ORDER BY payer, scope"),
+            spent_before: concat!("SELECT day, amount FROM ", $prefix, "spent WHERE payer = ?1 AND scope = ?2"),
+            insert_spent: concat!("INSERT OR REPLACE INTO ", $prefix, "spent VALUES (?1, ?2, ?3, ?4)"),
+            forget_spent: concat!("DELETE FROM ", $prefix, "spent WHERE day < ?1"),
             answer: concat!("SELECT status, head, body FROM ", $prefix, "answers WHERE place = ?1"),
         }
     };
@@ -100,6 +113,25 @@ CREATE TABLE answers (
     head BLOB NOT NULL,
     body BLOB NOT NULL
 ) STRICT;
+";
+
+/// What payers have spent, of the latest day on which they did. `scope` is empty for the limit of all routes that have
+/// none of their own; `day` counts from 1970-01-01 in the limit's time zone.
+const SPENT: &str = "
+CREATE TABLE spent (
+    payer BLOB NOT NULL,
+    scope TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    amount BLOB NOT NULL,
+    PRIMARY KEY (payer, scope)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE evm_spent (
+    payer BLOB NOT NULL,
+    scope TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    amount BLOB NOT NULL,
+    PRIMARY KEY (payer, scope)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Makes sure that the file is empty or a ledger, before anything is written to it.
@@ -156,6 +188,8 @@ pub(super) fn write<F: Tables>(
         Write::ForgetAnswers(places) => {
             places.iter().try_for_each(|place| run(connection, F::TEXTS.forget_answer, params![signed(*place)]))
         }
+        Write::Spend(spend) => write_spend(connection, &F::TEXTS, spend),
+        Write::ForgetSpent(before) => run(connection, F::TEXTS.forget_spent, params![before.0]),
     }
 }
 
@@ -170,6 +204,21 @@ fn write_answer(connection: &Connection, sql: &'static str, record: &AnswerRecor
         sql,
         params![signed(*place), id.key, id.fingerprint, kept_at.0, status, head.as_ref(), body.as_ref()],
     )
+}
+
+fn write_spend(connection: &Connection, texts: &Texts, spend: &Spend) -> rusqlite::Result<()> {
+    let payer = account_bytes(&spend.payer);
+    let read = |row: &Row<'_>| Ok((Day(row.get(0)?), amount(row.get(1)?)));
+    let mut statement = connection.prepare_cached(texts.spent_before)?;
+    let before = statement.query_row(params![payer, &*spend.scope], read).optional()?;
+    let (day, amount) = spend.after(before);
+    run(connection, texts.insert_spent, params![payer, &*spend.scope, day.0, blob(amount)])
+}
+
+fn spent(row: &Row<'_>) -> rusqlite::Result<SpentRecord> {
+    let (payer, scope): (Vec<u8>, String) = (row.get(0)?, row.get(1)?);
+    let payer = account(&payer).ok_or_else(|| bad("payer"))?;
+    Ok(SpentRecord { payer, scope: scope.into(), day: Day(row.get(2)?), amount: amount(row.get(3)?) })
 }
 
 /// Reads one kept answer, by [`Texts::answer`].
@@ -222,8 +271,10 @@ pub(super) fn load<F: Tables>(
     let metered = metered.collect::<rusqlite::Result<_>>().map_err(text)?;
     let mut statement = connection.prepare(F::TEXTS.marks).map_err(text)?;
     let answers = statement.query_map([], mark).map_err(text)?.collect::<rusqlite::Result<_>>().map_err(text)?;
+    let mut statement = connection.prepare(F::TEXTS.spent).map_err(text)?;
+    let spent = statement.query_map([], spent).map_err(text)?.collect::<rusqlite::Result<_>>().map_err(text)?;
     let last: Option<i64> = connection.query_row(F::TEXTS.last_batch, [], |row| row.get(0)).optional().map_err(text)?;
-    Ok(Snapshot { channels: Vec::new(), batches, metered, last_batch: last.map_or(0, unsigned), answers })
+    Ok(Snapshot { channels: Vec::new(), batches, metered, last_batch: last.map_or(0, unsigned), answers, spent })
 }
 
 /// Reads the newest batches.
@@ -320,6 +371,19 @@ const fn amount(bytes: [u8; 16]) -> Amount {
     Amount::new(u128::from_be_bytes(bytes))
 }
 
+/// The two families' accounts differ in length.
+const fn account_bytes(account: &Account) -> &[u8] {
+    match account {
+        Account::Svm(key) => &key.0,
+        Account::Evm(address) => &address.0,
+    }
+}
+
+fn account(bytes: &[u8]) -> Option<Account> {
+    let svm = bytes.try_into().ok().map(|key| Account::Svm(Key(key)));
+    svm.or_else(|| bytes.try_into().ok().map(|address| Account::Evm(Address(address))))
+}
+
 const fn signed(number: u64) -> i64 {
     number.cast_signed()
 }
@@ -341,6 +405,7 @@ mod tests {
         svm::FIRST,
         ANSWERS,
         evm::FIRST,
+        SPENT,
         "ALTER TABLE channels ADD COLUMN note TEXT; UPDATE channels SET note = 'kept'",
         "CREATE TABLE more (a); SELECT * FROM nowhere",
     ];
@@ -361,11 +426,11 @@ mod tests {
             )
             .unwrap();
         migrate(&mut connection, STEPS).unwrap();
-        migrate(&mut connection, &WIDER[..4]).unwrap();
+        migrate(&mut connection, &WIDER[..5]).unwrap();
         assert_eq!(number(&connection, "SELECT count(*) FROM channels WHERE note = 'kept'"), 1);
-        assert_eq!(number(&connection, "PRAGMA user_version"), 4);
+        assert_eq!(number(&connection, "PRAGMA user_version"), 5);
         assert!(migrate(&mut connection, WIDER).unwrap_err().contains("nowhere"));
-        assert_eq!(number(&connection, "PRAGMA user_version"), 4);
+        assert_eq!(number(&connection, "PRAGMA user_version"), 5);
         assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name = 'more'"), 0);
         assert!(migrate(&mut connection, STEPS).unwrap_err().contains("newer Turnpike"));
         recognize(&connection).unwrap();
