@@ -29,6 +29,7 @@ pub mod ledger;
 pub mod policy;
 pub mod proxy;
 pub mod scheme;
+pub mod screening;
 pub mod settlement;
 pub mod signer;
 pub mod telemetry;

@@ -136,6 +136,8 @@ telemetry! {
     challenges: CounterVec = counters("turnpike_challenges_total", "Challenges (402) that offered ways to pay, by route.", &["route"]);
     payments: CounterVec = counters("turnpike_payments_total", "Payments that were accepted, by route and scheme; over challenges: the conversion.", &["route", "scheme"]);
     refusals: CounterVec = counters("turnpike_refusals_total", "Payments that were refused, by reason code.", &["reason"]);
+    policy_refusals: CounterVec = counters("turnpike_policy_refusals_total", "Requests that were refused by policy (enforced) or would have been (shadow), by rule.", &["rule", "mode"]);
+    screenings: CounterVec = counters("turnpike_screenings_total", "Payers that were looked up in compliance lists, and readings of the list's file, by what came of it.", &["source", "outcome"]);
     verify_seconds: Histogram = histogram("turnpike_verify_duration_seconds", "Seconds to decode and verify a payment.", FAST_BUCKETS);
     reserve_seconds: Histogram = histogram("turnpike_reserve_duration_seconds", "Seconds to reserve a price, waiting for predecessors included.", FAST_BUCKETS);
     commit_seconds: Histogram = histogram("turnpike_commit_duration_seconds", "Seconds until a charge was durable.", FAST_BUCKETS);

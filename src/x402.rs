@@ -27,6 +27,15 @@ pub enum Account {
     Evm(evm::Address),
 }
 
+impl Account {
+    /// Reads an address of either family: base58 of 32 bytes, or `0x` and 40 hexadecimal digits in any case.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let svm = text.parse().ok().map(Self::Svm);
+        svm.or_else(|| text.parse().ok().map(Self::Evm))
+    }
+}
+
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
