@@ -7,7 +7,7 @@
 mod doubles;
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use criterion::{BatchSize, Criterion};
 use doubles::{Client, House, PRICE, fixed, header, seller};
@@ -19,12 +19,14 @@ use turnpike::scheme::batch_settlement_svm as scheme;
 use turnpike::x402::header::decode;
 use turnpike::x402::wire::{BatchPayload, PaymentPayload};
 
+static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
 const URL: &str = "https://api.example.com/quote";
 
 fn request<'a>(route: &'a Arc<Route>, payment_header: Option<&'a [u8]>) -> AdmitRequest<'a> {
     let (method, host) = (&Method::GET, Some("api.example.com"));
     let payment_header = payment_header.map(PaymentHeader::V2);
-    AdmitRequest { route, method, host, target: "/quote", url: URL, payment_header }
+    let headers = &NO_HEADERS;
+    AdmitRequest { route, method, host, target: "/quote", headers, url: URL, payment_header }
 }
 
 fn main() {

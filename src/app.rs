@@ -8,6 +8,7 @@
 mod evm;
 mod observe;
 mod operate;
+mod policy;
 mod running;
 mod service;
 mod svm;
@@ -36,7 +37,7 @@ use crate::layer::{Cors, LayerOptions, TurnpikeLayer};
 use crate::ledger::answers::AnswerLimits;
 use crate::ledger::channel::{Evm, Svm};
 use crate::ledger::sqlite::{self, SqliteStore};
-use crate::ledger::{Ledger, Limits, Purse};
+use crate::ledger::{Ledger, Limits};
 use crate::telemetry::Telemetry;
 use crate::x402::{Key, Network};
 
@@ -112,7 +113,7 @@ impl Merchant {
             )
             .start("store")?,
         );
-        let purse = Purse::new();
+        let purse = policy::purse(config);
         let (svm_store, evm_store) = (Arc::<SqliteStore>::clone(&store), store);
         let ledger = Ledger::<Svm>::open_in(svm_store, Arc::clone(&clock), limits(config), Arc::clone(&purse));
         let ledger = ledger.await.start("ledger")?;
@@ -144,7 +145,12 @@ impl Merchant {
             facilitators,
             evm_side,
             clock,
-            GateOptions { replay: replay(config), telemetry: Some(Arc::clone(&telemetry)), ..GateOptions::default() },
+            GateOptions {
+                replay: replay(config),
+                policy: policy::options(config, &telemetry)?,
+                telemetry: Some(Arc::clone(&telemetry)),
+                ..GateOptions::default()
+            },
         );
         gate.recover();
 

@@ -11,12 +11,14 @@ mod facilitator;
 mod metering;
 mod money;
 mod network;
+mod policy;
 mod problem;
 mod reader;
 mod root;
 mod route;
 mod routes;
 mod schemes;
+mod screening;
 mod secret;
 mod server;
 mod settlement;
@@ -32,9 +34,11 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
 
+pub use self::policy::PolicyConfig;
 pub use self::problem::{Problem, Problems, Warning};
 pub use self::route::{NetworkPrice, RouteConfig, RoutePricing};
 pub use self::schemes::Scheme;
+pub use self::screening::{ScreeningConfig, ScreeningServiceConfig};
 pub use self::secret::{RpcUrl, Secret};
 use crate::amount::{Amount, Asset};
 pub use crate::gate::route::Unlisted;
@@ -98,6 +102,8 @@ pub struct Config {
     pub memo: Option<Arc<str>>,
     /// When charges become money, and how much may be at risk meanwhile.
     pub settlement: SettlementConfig,
+    /// Which paid requests are wanted, as far as it holds on all routes.
+    pub policy: PolicyConfig,
     /// Requests of one channel that arrive together.
     pub queue: QueueConfig,
     /// The answers that are kept for clients that lost theirs; none where absent.

@@ -15,6 +15,7 @@
 pub mod challenge;
 pub mod charge;
 pub mod evm;
+pub mod policy;
 pub mod refusal;
 pub mod replay;
 pub mod reply;
@@ -22,6 +23,7 @@ pub mod route;
 
 mod admission;
 mod batch;
+mod clearance;
 mod closer;
 mod metered;
 mod recent;
@@ -33,7 +35,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderMap, Method};
 use serde::de::DeserializeOwned;
 use serde_json::Map;
 use tokio::sync::Semaphore;
@@ -41,8 +43,11 @@ use tokio::sync::Semaphore;
 pub use self::admission::Admission;
 use self::admission::Held;
 use self::challenge::{Challenges, Demand, Prepared, PreparedOffer, Way};
+pub use self::clearance::PolicyOptions;
+use self::clearance::{Clearances, Judged};
 use self::closer::MeteredCloser;
 use self::evm::{EvmGate, EvmSide};
+use self::policy::Policy;
 use self::recent::Recent;
 use self::refusal::{Denial, Refusal};
 use self::replay::{Claim, Known, Replays};
@@ -85,6 +90,8 @@ pub struct Options {
     pub retry: Retry,
     /// How answers are kept for clients that lost theirs, where the ledger keeps any; `None` to offer nothing of it.
     pub replay: Option<replay::Options>,
+    /// What holds on all routes that have a policy.
+    pub policy: PolicyOptions,
     /// Where the steps of a payment are timed.
     pub telemetry: Option<Arc<Telemetry>>,
 }
@@ -119,6 +126,7 @@ impl Default for Options {
                 landing_max: Duration::from_secs(120),
             },
             replay: Some(replay::Options::default()),
+            policy: PolicyOptions::default(),
             telemetry: None,
         }
     }
@@ -135,6 +143,8 @@ pub struct AdmitRequest<'a> {
     pub host: Option<&'a str>,
     /// Its path and query.
     pub target: &'a str,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
     /// Its address as the client asked for it, for challenges.
     pub url: &'a str,
     /// The payment that it came with.
@@ -213,6 +223,8 @@ pub struct Gate {
     opened: Arc<Recent<Key>>,
     /// Answers that clients may ask for again; `None` where that is not offered.
     replays: Option<Arc<Replays>>,
+    /// What policies count and tell.
+    clearances: Clearances,
     chain_reads: Semaphore,
     metered_open: Arc<Semaphore>,
     closer: Arc<MeteredCloser>,
@@ -274,6 +286,7 @@ impl Gate {
                 Replays::new(kept, options)
             }),
             evm: evm.map(|evm| EvmGate::new(evm, options.once_open_max)),
+            clearances: Clearances::new(options.policy.clone(), options.telemetry.clone()),
             chain_reads: Semaphore::new(options.chain_reads_max),
             metered_open: Arc::new(Semaphore::new(options.metered_open_max)),
             ledger,
@@ -303,7 +316,15 @@ impl Gate {
         }
         let prepared = self.challenges.of(request.route);
         match request.payment_header {
-            None => Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None))),
+            None => match self.judge(&request) {
+                Ok(_) => {
+                    Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None)))
+                }
+                Err(denial) => {
+                    let refusal = self.refuse(&prepared, None, Version::V2, request.url, denial);
+                    Outcome::Refused(Box::new(refusal))
+                }
+            },
             Some(PaymentHeader::V2(value)) => self.admit_v2(prepared, &request, value).await,
             Some(PaymentHeader::V1(value)) => self.admit_v1(prepared, &request, value).await,
         }
@@ -327,7 +348,13 @@ impl Gate {
             Ok(offer) => offer,
             Err(denial) => return refused(denial),
         };
-        let context = Context { prepared, offer, version: Version::V2, url: request.url.to_owned() };
+        // A payer gets its money back whatever it may buy.
+        let judged = if offer.asks_refund(&payment.payload) { Ok(Judged::default()) } else { self.judge(request) };
+        let judged = match judged {
+            Ok(judged) => judged,
+            Err(denial) => return refused(denial),
+        };
+        let context = Context { prepared, offer, version: Version::V2, url: request.url.to_owned(), judged };
         let admitted = self.pass(&context, payment).await;
         self.admitted(context, claim, admitted)
     }
@@ -344,7 +371,11 @@ impl Gate {
             Ok(selected) => selected,
             Err(denial) => return refused(denial),
         };
-        let context = Context { prepared, offer, version: Version::V1, url: request.url.to_owned() };
+        let judged = match self.judge(request) {
+            Ok(judged) => judged,
+            Err(denial) => return refused(denial),
+        };
+        let context = Context { prepared, offer, version: Version::V1, url: request.url.to_owned(), judged };
         let admitted = self.pass_v1(&context, payment, &requirements).await;
         self.admitted(context, None, admitted)
     }
@@ -490,11 +521,17 @@ struct Context {
     /// The protocol version that the client speaks.
     version: Version,
     url: String,
+    /// What its policy made of it before its payment was looked at.
+    judged: Judged,
 }
 
 impl Context {
     fn refuse(&self, gate: &Gate, denial: Denial) -> Refusal {
         gate.refuse(&self.prepared, Some(&self.offer), self.version, &self.url, denial)
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        self.prepared.policy()
     }
 
     fn network(&self) -> &Network {

@@ -232,7 +232,15 @@ impl Shared {
             (None, Some(payment)) => Some(PaymentHeader::V1(payment)),
             (None, None) => None,
         };
-        let request = AdmitRequest { route: &route, method: &parts.method, host, target, url: &url, payment_header };
+        let request = AdmitRequest {
+            route: &route,
+            method: &parts.method,
+            host,
+            target,
+            headers: &parts.headers,
+            url: &url,
+            payment_header,
+        };
         match self.gate.admit(request).await {
             Outcome::Free => Decision::Pass(Verdict::Free),
             Outcome::Admitted(admission) => Decision::Admit(admission),

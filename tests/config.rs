@@ -22,6 +22,8 @@ use turnpike::x402::Key;
 
 #[path = "config/evm.rs"]
 mod evm;
+#[path = "config/policy.rs"]
+mod policy;
 #[path = "config/refused.rs"]
 mod refused;
 
@@ -73,6 +75,8 @@ fn example_directory() -> tempfile::TempDir {
         ("shares/evm-share-1.passphrase", "canary-of-the-file\n"),
         ("shares/evm-share-2.passphrase", "canary-of-the-file\n"),
         ("secrets/gas.key", GAS_KEY),
+        ("secrets/screening.token", "canary-of-the-file\n"),
+        ("lists/sanctioned.txt", "# nobody\n"),
     ] {
         let path = directory.path().join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -351,6 +355,9 @@ fn the_example_names_every_key() {
             "{evm}asset: {{{unknown}}}\nfacilitator: {{{unknown}}}\nsigner: {{{unknown}}}\nsettlement: {{{unknown}}}"
         ),
         format!("{evm}{unknown}"),
+        format!("{MINIMAL}\npolicy: {{{unknown}}}"),
+        format!("{MINIMAL}\npolicy: {{screening: {{service: {{{unknown}}}, {unknown}}}, time_window: {{{unknown}}}}}"),
+        format!("{MINIMAL}\npolicy: {{block_patterns: {{{unknown}}}}}"),
         format!(
             "networks: [{{network: solana, {unknown}}}, {{network: base, {unknown}}}]\nroutes: [{{path: /, price: $1, metering: {{{unknown}}}}}]"
         ),

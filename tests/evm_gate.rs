@@ -132,6 +132,7 @@ fn route(path: &str, scheme: EvmScheme, method: TransferMethod) -> Arc<Route> {
         timeout: None,
         description: Some("a quote".into()),
         mime_type: None,
+        policy: None,
     })
 }
 

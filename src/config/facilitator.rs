@@ -87,32 +87,15 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 fn mapping(map: &mut Map<'_, '_>) -> Option<RemoteFacilitatorConfig> {
     let url_value = map.require("url", "Write the facilitator's URL, such as https://facilitator.example.com.");
     let address = url_value.as_ref().and_then(url);
-    let mut headers = or(map.take("headers"), Vec::new(), headers);
-    let by = if map.has("bearer_token") { "bearer_token" } else { "bearer_token_file" };
-    let token = secret::read(map, "bearer_token", "bearer_token_file");
+    let headers = credentials(map);
     let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
     let verify_timeout =
         or(map.take("verify_timeout"), VERIFY_TIMEOUT, |value| value.duration(Duration::from_millis(100), minute));
     let settle_timeout =
         or(map.take("settle_timeout"), SETTLE_TIMEOUT, |value| value.duration(second, minute.saturating_mul(10)));
-    if let (Some(Some(token)), Some(headers)) = (&token, &mut headers) {
-        if headers.iter().any(|(name, _)| name == AUTHORIZATION) {
-            let what = format!("has both {by} and a header Authorization.");
-            map.whole.problem(what, "Keep one of the two.");
-            return None;
-        }
-        let Some(value) = sensitive(&format!("Bearer {}", token.expose())) else {
-            map.whole.problem(format!("has a {by} that no header can carry."), "Write one line of plain characters.");
-            return None;
-        };
-        headers.push((AUTHORIZATION, value));
-    }
     let (address, headers) = (address?, headers?);
-    token?;
-    if let (Some(value), false) = (&url_value, headers.is_empty())
-        && is_in_the_clear(&address)
-    {
-        value.warn("is not encrypted, and what authorizes us would go over it.", "Write an https URL.");
+    if let Some(value) = &url_value {
+        warn_in_the_clear(value, &address, &headers);
     }
     Some(RemoteFacilitatorConfig {
         url: address,
@@ -120,6 +103,32 @@ fn mapping(map: &mut Map<'_, '_>) -> Option<RemoteFacilitatorConfig> {
         verify_timeout: verify_timeout?,
         settle_timeout: settle_timeout?,
     })
+}
+
+/// `headers`, and `bearer_token` or `bearer_token_file` as one more: what goes with each request to a service.
+pub(super) fn credentials(map: &mut Map<'_, '_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
+    let headers = or(map.take("headers"), Vec::new(), headers);
+    let by = if map.has("bearer_token") { "bearer_token" } else { "bearer_token_file" };
+    let token = secret::read(map, "bearer_token", "bearer_token_file");
+    let (mut headers, token) = (headers?, token?);
+    let Some(token) = token else { return Some(headers) };
+    if headers.iter().any(|(name, _)| name == AUTHORIZATION) {
+        map.whole.problem(format!("has both {by} and a header Authorization."), "Keep one of the two.");
+        return None;
+    }
+    let Some(value) = sensitive(&format!("Bearer {}", token.expose())) else {
+        map.whole.problem(format!("has a {by} that no header can carry."), "Write one line of plain characters.");
+        return None;
+    };
+    headers.push((AUTHORIZATION, value));
+    Some(headers)
+}
+
+/// Warns of what authorizes us going over plain HTTP.
+pub(super) fn warn_in_the_clear(value: &Value<'_, '_>, url: &RpcUrl, headers: &[(HeaderName, HeaderValue)]) {
+    if !headers.is_empty() && is_in_the_clear(url) {
+        value.warn("is not encrypted, and what authorizes us would go over it.", "Write an https URL.");
+    }
 }
 
 fn url(value: &Value<'_, '_>) -> Option<RpcUrl> {

@@ -103,6 +103,11 @@ impl<'c, 'n> Value<'c, 'n> {
         }
     }
 
+    /// Whether it is this word: for keys that take a word or something else.
+    pub(super) fn is_word(&self, word: &str) -> bool {
+        self.written() == Some(word)
+    }
+
     /// The value as it stands in the file, in quotes and cut where it is long.
     fn shown(&self) -> Option<String> {
         if self.hidden { None } else { self.written().map(value::quote) }

@@ -15,7 +15,7 @@ use super::reader::{Complaint, Context, Map, Value};
 use super::route::RouteConfig;
 use super::routes::{self, Surroundings};
 use super::server::{self, Server, or};
-use super::{Config, Env, SettlementConfig, SignerConfig, Unlisted, settlement, signer, yaml};
+use super::{Config, Env, SettlementConfig, SignerConfig, Unlisted, policy, settlement, signer, yaml};
 
 const MINUTE: u64 = 60;
 const DAY: u64 = 24 * 60 * MINUTE;
@@ -80,6 +80,10 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
     });
     let store = store(root, families.is_some_and(|families| families.sandbox));
     let server = server::read(root, client_waits);
+    let policing = policy::Around { assets: &assets, families };
+    let policy = policy::read(root, policing);
+    // Where it is wrong, routes are checked as if there were none.
+    let no_policy = policy::Top::default();
     let upstreams = Upstreams::take(root);
     let around = Surroundings {
         assets: &assets,
@@ -89,8 +93,13 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
         deposit_max: signer.as_ref().and_then(Option::as_ref).map(|signer| signer.deposit_max),
         channel_exposure_max: settlement.as_ref().map(|settlement| settlement.channel_exposure_max),
         default: default.unwrap_or_default(),
+        policy: policy.as_ref().unwrap_or(&no_policy),
+        policing,
     };
     let routes = routes::read(root, &around);
+    if let (Some(policy), Some(routes)) = (&policy, &routes) {
+        policy.check(root, routes.iter().any(|route| route.policy.is_some()));
+    }
     upstreams.check(root, routes.as_deref(), default, server.as_ref());
     let (networks, server) = (networks?, server?);
     check_listeners(root, &networks, &server);
@@ -111,6 +120,7 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
         max_timeout: max_timeout?,
         memo: memo?,
         settlement: settlement?,
+        policy: policy?.global,
         queue: server.queue,
         replay: server.replay,
         limits: server.limits,

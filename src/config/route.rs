@@ -8,6 +8,7 @@ use http::Method;
 use super::Scheme;
 use crate::amount::{Amount, Asset};
 use crate::gate::charge::Meter;
+use crate::gate::policy::Policy;
 use crate::gate::route::{EvmScheme, Offer, Payee, Pricing, Route};
 use crate::ledger::channel::Seller;
 use crate::scheme::evm::EvmSeller;
@@ -38,6 +39,8 @@ pub struct RouteConfig {
     pub max_timeout_seconds: u64,
     /// The seller's memo.
     pub memo: Option<Arc<str>>,
+    /// Who may pay for it, when, how often and how much; `None` for all that does.
+    pub policy: Option<Arc<Policy>>,
 }
 
 /// What a call costs.
@@ -106,6 +109,7 @@ impl RouteConfig {
             timeout: self.timeout,
             description: self.description.clone(),
             mime_type: self.mime_type.clone(),
+            policy: self.policy.clone(),
         }
     }
 

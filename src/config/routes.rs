@@ -12,7 +12,7 @@ use super::reader::{Complaint, Map, Value};
 use super::route::{NetworkPrice, RouteConfig, RoutePricing};
 use super::schemes::{self, Kind};
 use super::server::{or, within_client};
-use super::{Family, NetworkConfig, ROUTES_MAX, Scheme, Unlisted, metering, value};
+use super::{Family, NetworkConfig, ROUTES_MAX, Scheme, Unlisted, metering, policy, value};
 use crate::amount::Amount;
 use crate::gate::route::pattern::parse_host;
 use crate::gate::route::{Claim, Pattern, conflicts};
@@ -41,6 +41,9 @@ pub(super) struct Surroundings<'a> {
     /// Where it could be read.
     pub channel_exposure_max: Option<Amount>,
     pub default: Unlisted,
+    /// What the top says of policy, and what it is checked against.
+    pub policy: &'a policy::Top,
+    pub policing: policy::Around<'a>,
 }
 
 /// Reads all routes; `None` where anything is wrong.
@@ -101,6 +104,8 @@ fn route(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<(Pattern, R
             "Leave host out, or write default: deny and list the free routes.",
         );
     }
+    let scope = path.as_ref().map(|(_, path)| scope(methods.as_deref(), host.as_ref(), path)).unwrap_or_default();
+    let policy = around.policy.of_route(map, around.policing, &scope, pricing.as_ref());
     let (pattern, path) = path?;
     let route = RouteConfig {
         line: map.whole.line,
@@ -114,8 +119,17 @@ fn route(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<(Pattern, R
         mime_type: mime_type?,
         max_timeout_seconds: around.max_timeout.as_secs(),
         memo: around.memo.clone(),
+        policy: policy?,
     };
     Some((pattern, route))
+}
+
+/// Names a route's own limits: what tells it from all others, so that what was spent is found again after a restart.
+fn scope(methods: Option<&[Method]>, host: Option<&Option<Arc<str>>>, path: &str) -> String {
+    let mut methods: Vec<_> = methods.unwrap_or_default().iter().map(Method::as_str).collect();
+    methods.sort_unstable();
+    let host = host.and_then(|host| host.as_deref()).unwrap_or_default();
+    format!("{} {host}{path}", methods.join(",")).trim_start().to_owned()
 }
 
 fn path(value: &Value<'_, '_>) -> Option<(Pattern, Arc<str>)> {

@@ -108,6 +108,8 @@ impl Gate {
             network: context.network().clone(),
             scheme: context.offer.way.scheme(),
         };
+        let hopeless = self.is_hopeless(context, &terms, voucher.cumulative);
+        let held = if hopeless { None } else { self.clear(context, self.ledger.payers(), paid.payer, true).await? };
         let started = Instant::now();
         let waiting = self.options.telemetry.as_ref().map(|telemetry| Waiting::begin(&telemetry.waiting));
         let reservation = self.ledger.reserve(Entry { terms, voucher, amount, deposit_after }).await;
@@ -115,8 +117,20 @@ impl Gate {
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.reserve_seconds.observe(started.elapsed().as_secs_f64());
         }
-        let reservation = reservation?;
+        let reservation = reservation?.counting(held);
+        if hopeless {
+            return Err(Denial::busy("the channel's record changed meanwhile; try again"));
+        }
         Ok(Reserved { paid, reservation, cumulative: voucher.cumulative })
+    }
+
+    /// Whether the ledger will refuse a voucher of a route with a policy, since it was charged before. Vouchers are to
+    /// be seen on chain: by old ones nobody may use up their payer's limits.
+    fn is_hopeless(&self, context: &Context, terms: &Terms, cumulative: Amount) -> bool {
+        context.policy().is_some()
+            && self.ledger.channel(&terms.id).is_some_and(|record| {
+                cumulative.checked_sub(context.offer.offer.amount).is_none_or(|base| base < record.charged)
+            })
     }
 
     async fn admit_deposit(

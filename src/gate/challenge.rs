@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::charge::{self, Answered, Charge, Meter};
 use super::evm::{Served, state as evm_state};
+use super::policy::Policy;
 use super::refusal::{AnyRecord, Denial};
 use super::route::{EvmScheme, Offer, Payee, Pricing, Route};
 use crate::chain::Blockhash;
@@ -115,6 +116,12 @@ impl PreparedOffer {
         Some(Self { way, offer: offer.clone(), requirements })
     }
 
+    /// Whether a payload for it asks for a refund of a channel: then it is read as nothing else.
+    pub(super) fn asks_refund(&self, payload: &Value) -> bool {
+        matches!(self.way, Way::SvmBatch(_) | Way::EvmBatch(_))
+            && payload.get("type").is_some_and(|kind| kind == "refund")
+    }
+
     /// What version 1 says of it; `None` where it has no words for it.
     fn v1(&self, resource: &ResourceInfo) -> Option<PaymentRequirementsV1> {
         let Way::EvmExact(terms) = &self.way else { return None };
@@ -162,6 +169,10 @@ impl Prepared {
 
     pub(super) fn name(&self) -> &str {
         &self.route.name
+    }
+
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        self.route.policy.as_deref()
     }
 
     /// The offer that the client accepted.

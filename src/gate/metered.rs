@@ -29,6 +29,7 @@ use crate::amount::Amount;
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
 use crate::ledger::channel::{OnChain, Seller};
+use crate::ledger::payers::{Allowance, Counted};
 use crate::ledger::store::{MeteredRecord, StoreError};
 use crate::scheme::svm::program::ChannelStatus;
 use crate::scheme::upto_svm::{self as scheme, Offered};
@@ -99,6 +100,7 @@ impl Gate {
             Shut::Seen => duplicate("this channel is being opened, or was"),
             Shut::Full => Denial::busy("too many channels were opened lately; try again"),
         })?;
+        let held = self.clear(context, self.ledger.payers(), paid.payer, false).await?;
         let record = MeteredRecord { terms, deposit, expires_at, charge: None, close: None };
         let life = Duration::from_secs(u64::try_from(expires_at.saturating_sub(now.seconds())).unwrap_or(0));
         let channel = Metered {
@@ -106,6 +108,7 @@ impl Gate {
             closer: Arc::clone(&self.closer),
             facilitator,
             record,
+            held,
             life,
             _permit: permit,
         };
@@ -147,6 +150,8 @@ struct Metered {
     closer: Arc<MeteredCloser>,
     facilitator: Arc<dyn Facilitator>,
     record: MeteredRecord,
+    /// What is held back of its payer's limits.
+    held: Option<Allowance>,
     /// How long until a charge can no longer be claimed.
     life: Duration,
     _permit: OwnedSemaphorePermit,
@@ -217,13 +222,18 @@ impl Metered {
 
     /// Closes at the charge while the request waits.
     async fn close(&mut self, charge: Amount) -> Result<Closed, FacilitatorError> {
+        let held = self.held.take().map(|held| held.charging(charge));
+        let mut counted = None;
         if !charge.is_zero() {
             self.record.charge = Some(charge);
-            if let Err(error) = self.ledger.journal_metered(self.record.clone()).await {
-                tracing::error!(channel = %self.record.terms.id, %error, "a charge could not be recorded");
-                self.give_up().await;
-                return Err(FacilitatorError::Unavailable("the ledger has stopped".to_owned()));
-            }
+            counted = match self.ledger.journal_charge(self.record.clone(), held).await {
+                Ok(counted) => counted,
+                Err(error) => {
+                    tracing::error!(channel = %self.record.terms.id, %error, "a charge could not be recorded");
+                    self.give_up(None).await;
+                    return Err(FacilitatorError::Unavailable("the ledger has stopped".to_owned()));
+                }
+            };
         }
         let closed = self.closer.close_in_request(&self.facilitator, &mut self.record, charge).await;
         match &closed {
@@ -233,16 +243,16 @@ impl Metered {
             }
             Err(error) => {
                 tracing::error!(channel = %self.record.terms.id, %charge, %error, "a metered request was not charged");
-                self.give_up().await;
+                self.give_up(counted).await;
             }
         }
         closed
     }
 
     /// The charge is forgone: from here on the channel is to be closed at nothing, after a restart too.
-    async fn give_up(&mut self) {
+    async fn give_up(&mut self, counted: Option<Counted>) {
         self.record.charge = None;
-        if let Err(error) = self.ledger.journal_metered(self.record.clone()).await {
+        if let Err(error) = self.ledger.journal_forgone(self.record.clone(), counted).await {
             tracing::error!(channel = %self.record.terms.id, %error, "a forgone charge could not be recorded");
         }
         self.closer.follow(self.record.clone(), Plan::close_now());

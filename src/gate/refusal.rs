@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::challenge::Demand;
+use super::policy::{Finding, Rule};
 use crate::facilitator::FacilitatorError;
 use crate::ledger;
 use crate::ledger::channel::{Evm, Family};
@@ -29,6 +30,16 @@ pub enum Fault {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Nobody's that a payment could help: who asks, or what, is not served here.
+    Forbidden {
+        /// When the same may pass, where time alone helps.
+        retry_after: Option<Duration>,
+    },
+    /// The payer's, who asks for more than it may.
+    TooMuch {
+        /// When the same may pass.
+        retry_after: Duration,
+    },
     /// Ours.
     Ours,
 }
@@ -38,6 +49,16 @@ impl Fault {
     #[must_use]
     pub const fn is_payments(self) -> bool {
         matches!(self, Self::Payment)
+    }
+
+    /// When the same request may pass, where time alone helps.
+    #[must_use]
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after } | Self::TooMuch { retry_after } => Some(retry_after),
+            Self::Forbidden { retry_after } => retry_after,
+            Self::Malformed | Self::Payment | Self::Conflict | Self::Ours => None,
+        }
     }
 }
 
@@ -91,7 +112,7 @@ impl From<RecordOf<Evm>> for AnyRecord {
 /// When to try again where a channel is busy.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
 /// When to try again where something must first be settled or come back.
-const UNAVAILABLE_RETRY: Duration = Duration::from_secs(5);
+pub(super) const UNAVAILABLE_RETRY: Duration = Duration::from_secs(5);
 
 impl Denial {
     fn new(fault: Fault, reason: Reason, detail: impl Into<String>) -> Self {
@@ -149,6 +170,24 @@ impl Denial {
     /// The ledger broke off a commit: nothing was charged, and the ledger has stopped.
     pub(super) fn stopped(error: &StoreError) -> Self {
         Self::ours(error)
+    }
+
+    /// Refused by policy.
+    pub(super) fn policy(finding: &Finding) -> Self {
+        let retry_after = finding.retry_after;
+        let fault = match finding.rule {
+            Rule::BlockPatterns
+            | Rule::TimeWindow
+            | Rule::Blocklist
+            | Rule::Allowlist
+            | Rule::PerRequestCap
+            | Rule::Screening => Fault::Forbidden { retry_after },
+            Rule::RateLimit | Rule::DailyLimit => Fault::TooMuch { retry_after: retry_after.unwrap_or_default() },
+            Rule::ScreeningUnavailable | Rule::PayerExposure => {
+                Fault::Busy { retry_after: retry_after.unwrap_or(UNAVAILABLE_RETRY) }
+            }
+        };
+        Self::new(fault, finding.rule.reason(), finding.detail)
     }
 
     /// Without a way to pay instead.

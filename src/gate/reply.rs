@@ -7,6 +7,8 @@
 //! | the payment cannot be read | 400 | `Cache-Control: no-store` |
 //! | its id is taken | 409 | `Cache-Control: no-store` |
 //! | busy, the exposure limit, the chain out of reach | 503 | `Retry-After`, `Cache-Control: no-store` |
+//! | forbidden by policy | 403 | `Retry-After` where time helps, `Cache-Control: no-store` |
+//! | more than a payer may, by policy | 429 | `Retry-After`, `Cache-Control: no-store` |
 //! | ours | 500 | `Cache-Control: no-store` |
 //! | a refund | 200 | `PAYMENT-RESPONSE`, `Cache-Control: private` |
 //! | an answer that was sent before | as it was | as they were, and `Turnpike-Replay: true` |
@@ -59,6 +61,8 @@ pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
         Fault::Conflict => StatusCode::CONFLICT,
         Fault::Payment => StatusCode::PAYMENT_REQUIRED,
         Fault::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        Fault::Forbidden { .. } => StatusCode::FORBIDDEN,
+        Fault::TooMuch { .. } => StatusCode::TOO_MANY_REQUESTS,
         Fault::Ours => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let written = |demand: &Demand| match &demand.v1 {
@@ -81,8 +85,10 @@ pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
     if let Some(settlement) = &refusal.settlement {
         tell(headers, settlement, refusal.version);
     }
-    if let Fault::Busy { retry_after } = refusal.fault {
-        headers.insert(RETRY_AFTER, retry_after.as_secs().max(1).into());
+    if let Some(after) = refusal.fault.retry_after() {
+        // In whole seconds, and never before it can help.
+        let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0));
+        headers.insert(RETRY_AFTER, seconds.max(1).into());
     }
     response
 }
@@ -250,6 +256,7 @@ mod tests {
 
     use super::*;
     use crate::facilitator::FacilitatorError;
+    use crate::gate::policy::{Finding, Rule};
     use crate::gate::refusal::Denial;
     use crate::ledger;
     use crate::ledger::channel::{Evm, Svm};
@@ -318,6 +325,32 @@ mod tests {
         let version = Version::V1;
         let response = refusal(&Refusal { fault: hurry, reason, detail, required: None, settlement: None, version });
         assert_eq!(response.headers()[RETRY_AFTER], "1", "never at once");
+    }
+
+    /// What a client of the protocol makes of them: 402 alone invites it to pay again, which no refusal by policy does.
+    #[test]
+    fn a_refusal_by_policy_says_when_it_may_help_to_come_again() {
+        let wait = Duration::from_millis(1001);
+        for (rule, after, status, retry) in [
+            (Rule::BlockPatterns, None, 403, None),
+            (Rule::TimeWindow, Some(wait), 403, Some("2")),
+            (Rule::Blocklist, None, 403, None),
+            (Rule::Allowlist, None, 403, None),
+            (Rule::PerRequestCap, None, 403, None),
+            (Rule::Screening, None, 403, None),
+            (Rule::ScreeningUnavailable, Some(wait), 503, Some("2")),
+            (Rule::RateLimit, Some(Duration::from_millis(1)), 429, Some("1")),
+            (Rule::DailyLimit, Some(Duration::from_secs(86_400)), 429, Some("86400")),
+            (Rule::PayerExposure, Some(wait), 503, Some("2")),
+        ] {
+            let finding = Finding { rule, retry_after: after, detail: "why", note: Some("not for clients".to_owned()) };
+            let response = answered(Denial::policy(&finding));
+            assert_eq!(response.status().as_u16(), status, "{rule}");
+            assert_eq!(response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap()), retry, "{rule}");
+            assert!(!response.headers().contains_key(PAYMENT_REQUIRED), "{rule}");
+            let body: Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(body, json!({ "error": format!("policy_{rule}"), "detail": "why" }));
+        }
     }
 
     #[test]

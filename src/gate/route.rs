@@ -17,6 +17,7 @@ pub use self::path::BadPath;
 pub use self::pattern::{Pattern, PatternError};
 pub use self::table::{Claim, Match, RouteTable, TableError, conflicts};
 use super::charge::Meter;
+use super::policy::Policy;
 use crate::amount::Amount;
 use crate::amount::Asset;
 use crate::ledger::channel::Seller;
@@ -44,6 +45,8 @@ pub struct Route {
     pub description: Option<Arc<str>>,
     /// For the challenge's `resource.mimeType`.
     pub mime_type: Option<Arc<str>>,
+    /// Who may pay for it, when, how often and how much; `None` for all that does.
+    pub policy: Option<Arc<Policy>>,
 }
 
 /// What happens to a path that no route lists.

@@ -285,6 +285,26 @@ reasons! {
 
     /// The merchant's limit of unredeemed charges is reached.
     ExposureLimit = "exposure_limit",
+    /// By policy: the request, or its payer, looks like one that is not served.
+    PolicyBlockPatterns = "policy_block_patterns",
+    /// By policy: nothing is served at this time.
+    PolicyTimeWindow = "policy_time_window",
+    /// By policy: the payer is not served.
+    PolicyBlocklist = "policy_blocklist",
+    /// By policy: the payer is none of those that are served.
+    PolicyAllowlist = "policy_allowlist",
+    /// By policy: the request may cost more than one may.
+    PolicyPerRequestCap = "policy_per_request_cap",
+    /// By policy: the payer is on a compliance list.
+    PolicyScreening = "policy_screening",
+    /// By policy: whether the payer is on a compliance list cannot be found out.
+    PolicyScreeningUnavailable = "policy_screening_unavailable",
+    /// By policy: the payer asks too often.
+    PolicyRateLimit = "policy_rate_limit",
+    /// By policy: the payer would spend more than it may in a day.
+    PolicyDailyLimit = "policy_daily_limit",
+    /// By policy: the payer's unredeemed charges are as high as they may be.
+    PolicyPayerExposure = "policy_payer_exposure_max",
     /// Too many requests of this channel wait already, or this one waited too long.
     ChannelBusy = "channel_busy",
     /// The payment's id came before, with another payment or for another request.

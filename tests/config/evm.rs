@@ -190,6 +190,18 @@ fn a_price_is_paid_by_what_fits_it_on_each_network() {
 }
 
 #[test]
+fn what_is_paid_by_no_channel_may_cost_more_than_a_payer_may_owe() {
+    let costs = |schemes: &str, limit: &str| {
+        let route = format!("{{path: /a, price: $1, schemes: {schemes}, metering: {{header: X}}}}");
+        let text = both(&format!("routes: [{route}]\npolicy: {{{limit}: $0.50}}"));
+        read_with(&text, example_directory().path()).map(|_| ()).map_err(|problems| problems.to_string())
+    };
+    assert_eq!(costs("upto", "payer_exposure_max"), Ok(()));
+    assert!(costs("[upto, batch-settlement]", "payer_exposure_max").unwrap_err().contains("above payer_exposure_max"));
+    assert!(costs("upto", "daily_limit").unwrap_err().contains("above daily_limit ($0.5"));
+}
+
+#[test]
 fn an_evm_price_becomes_an_offer_of_its_seller() {
     let config = parse(&elsewhere(""));
     let network = &config.networks[0];

@@ -9,6 +9,7 @@ mod large;
 mod metered;
 mod monitoring;
 mod nginx;
+mod policy;
 mod serving;
 mod support;
 mod wire;

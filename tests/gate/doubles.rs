@@ -85,6 +85,7 @@ pub fn route(path: &str, pricing: Pricing) -> Arc<Route> {
         timeout: None,
         description: Some("a quote".into()),
         mime_type: Some("application/json".into()),
+        policy: None,
     })
 }
 

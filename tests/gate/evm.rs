@@ -1,7 +1,7 @@
 //! Payments on EVM networks through the layer: real ledger, real signatures, a double of the facilitator.
 
 mod batch;
-mod doubles;
+pub mod doubles;
 mod once;
 mod refunds;
 mod v1;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base64::Engine;
@@ -167,11 +167,13 @@ pub struct Upstream {
     pub cost: u64,
 }
 
+static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+
 /// A request for the shop's one resource.
 pub fn ask<'a>(route: &'a Arc<Route>, payment_header: Option<&'a [u8]>) -> AdmitRequest<'a> {
     let (method, host, target) = (&Method::GET, Some("shop"), "/x");
     let payment_header = payment_header.map(PaymentHeader::V2);
-    AdmitRequest { route, method, host, target, url: "http://shop/x", payment_header }
+    AdmitRequest { route, method, host, target, headers: &NO_HEADERS, url: "http://shop/x", payment_header }
 }
 
 /// A request's whole way: through the gate to the upstream and back. Dropped, its client has left.

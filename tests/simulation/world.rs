@@ -104,6 +104,7 @@ impl Shop {
                 timeout: None,
                 description: None,
                 mime_type: None,
+                policy: None,
             })
         };
         let meter = Some(Meter::charge(http::HeaderName::from_static(COST)));

@@ -202,6 +202,8 @@ impl Gate {
             network: context.network().clone(),
             scheme: context.offer.way.scheme(),
         };
+        let hopeless = is_hopeless(evm, context, &terms, cumulative, deposit_after.is_some());
+        let held = if hopeless { None } else { self.clear(context, evm.ledger.payers(), paid.payer, true).await? };
         let started = Instant::now();
         let waiting = self.options.telemetry.as_ref().map(|telemetry| Waiting::begin(&telemetry.waiting));
         let reservation = evm.ledger.reserve(Entry { terms: terms.clone(), voucher, amount, deposit_after }).await;
@@ -209,7 +211,11 @@ impl Gate {
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.reserve_seconds.observe(started.elapsed().as_secs_f64());
         }
-        Ok(Reserved { paid, reservation: reservation?, terms, cumulative })
+        let reservation = reservation?.counting(held);
+        if hopeless {
+            return Err(Denial::busy("the channel's record changed meanwhile; try again"));
+        }
+        Ok(Reserved { paid, reservation, terms, cumulative })
     }
 
     async fn admit_evm_deposit(
@@ -283,6 +289,18 @@ fn refuse_stale(known: Option<RecordOf<Evm>>, cumulative: Amount) -> Result<(), 
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether the ledger will refuse a voucher of a route with a policy. Neither by a channel that nobody has filled, of
+/// whomever it says to be, nor by a voucher that was charged before, which is to be seen on chain, may anybody use up a
+/// payer's limits.
+fn is_hopeless(evm: &EvmGate, context: &Context, terms: &EvmTerms, cumulative: Amount, deposits: bool) -> bool {
+    let base = cumulative.checked_sub(context.offer.offer.amount);
+    context.policy().is_some()
+        && match evm.ledger.channel(&terms.id) {
+            Some(record) => base.is_none_or(|base| base < record.charged),
+            None => !deposits,
+        }
 }
 
 /// Whether a voucher is above what its channel is known to hold: a deposit may have come that we know nothing of, such

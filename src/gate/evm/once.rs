@@ -35,6 +35,9 @@ use super::{EvmNetwork, LOOKS};
 use crate::amount::Amount;
 use crate::facilitator::interface::{InterfaceError, Payment, Settled};
 use crate::gate::batch::duplicate;
+use crate::ledger::Ledger;
+use crate::ledger::channel::Evm;
+use crate::ledger::payers::Allowance;
 use crate::scheme::evm::authorization::EvmOffer;
 use crate::scheme::evm::contracts;
 use crate::scheme::exact_evm::{self, ExactPayload};
@@ -57,6 +60,7 @@ pub(in crate::gate) struct OnceHold {
     settlement: Settlement,
     ceiling: Option<Box<CheckedUpto>>,
     payer: Address,
+    held: Option<Allowance>,
     entered: Entered<Nonce>,
     permit: OwnedSemaphorePermit,
 }
@@ -111,6 +115,7 @@ impl Gate {
             Shut::Full => Denial::busy("too many payments were settled lately; try again"),
         })?;
         network.facilitator.verify(&payment).await?;
+        let held = self.clear(context, evm.ledger.payers(), Account::Evm(nonce.payer), false).await?;
         let paid = Paid {
             payer: Account::Evm(nonce.payer),
             amount: context.offer.offer.amount,
@@ -120,7 +125,7 @@ impl Gate {
         };
         let time_max = Duration::from_secs(context.offer.offer.max_timeout_seconds);
         let settlement = Settlement { network, payment, retry: self.options.retry, time_max };
-        let hold = OnceHold { settlement, ceiling, payer: nonce.payer, entered, permit };
+        let hold = OnceHold { settlement, ceiling, payer: nonce.payer, held, entered, permit };
         Ok(Passed::Paid { paid, held: Held::EvmOnce(Box::new(hold)) })
     }
 
@@ -143,16 +148,19 @@ impl OnceHold {
         paid: &Paid,
         charge: Amount,
     ) -> Result<Box<SettlementResponse>, Denial> {
-        let Self { mut settlement, ceiling, payer, mut entered, permit } = self;
+        let Self { mut settlement, ceiling, payer, held, mut entered, permit } = self;
         if let Some(ceiling) = ceiling {
             ceiling.check_charge(charge)?;
             settlement.bring_to(charge);
         }
+        let ledger = Arc::clone(&gate.evm()?.ledger);
+        let held = held.map(|held| held.charging(charge));
         let clock = Arc::clone(&gate.clock);
         let (sender, settled) = oneshot::channel();
         gate.tasks.spawn(async move {
             let _permit = permit;
-            let settled = if charge.is_zero() { Ok(Settled::default()) } else { settlement.run().await };
+            let settled =
+                if charge.is_zero() { Ok(Settled::default()) } else { settlement.run_counted(&ledger, held).await };
             if settled.is_ok() {
                 entered.keep(clock.now());
             }
@@ -196,6 +204,22 @@ impl Settlement {
         if let Some(requirements) = self.payment.requirements.as_object_mut() {
             requirements.insert("amount".to_owned(), charge.to_string().into());
         }
+    }
+
+    /// Has it settled, and counts it in its payer's daily limit: before it is asked for, so that a crash in between does
+    /// not forget it, and no more once it is known not to have been made.
+    async fn run_counted(self, ledger: &Ledger<Evm>, held: Option<Allowance>) -> Result<Settled, InterfaceError> {
+        let Some(held) = held else { return self.run().await };
+        let stopped = |error| InterfaceError::Unavailable(format!("the charge could not be counted: {error}"));
+        let counted = ledger.count(held).await.map_err(stopped)?;
+        let settled = self.run().await;
+        if let (Err(InterfaceError::Refused { .. } | InterfaceError::Unavailable(_)), Some(counted)) =
+            (&settled, counted)
+            && let Err(error) = ledger.give_back(counted).await
+        {
+            tracing::error!(%error, "what was not charged stays counted in its payer's daily limit");
+        }
+        settled
     }
 
     /// Has it settled, and looks after it where its fate is unknown.

@@ -54,10 +54,10 @@ pub enum BadPath {
 const STACK_BYTES: usize = 256;
 
 /// Where a canonical path is written that differs from its spelling.
-pub(super) struct Scratch([u8; STACK_BYTES]);
+pub(in crate::gate) struct Scratch([u8; STACK_BYTES]);
 
 impl Scratch {
-    pub(super) const fn new() -> Self {
+    pub(in crate::gate) const fn new() -> Self {
         Self([0; STACK_BYTES])
     }
 }
@@ -66,7 +66,7 @@ impl Scratch {
 ///
 /// # Errors
 /// [`BadPath`] for what cannot be read in one way only.
-pub(super) fn canonical<'a>(path: &'a str, scratch: &'a mut Scratch) -> Result<Cow<'a, str>, BadPath> {
+pub(in crate::gate) fn canonical<'a>(path: &'a str, scratch: &'a mut Scratch) -> Result<Cow<'a, str>, BadPath> {
     if !path.starts_with('/') {
         return Err(BadPath::NotAbsolute);
     }

@@ -139,7 +139,7 @@ pub fn parse_host(text: &str) -> Result<String, HostError> {
 }
 
 /// The host of a request's authority or `Host` header: without port and final dot, in whatever case it came.
-pub(super) fn host_of(authority: &str) -> &str {
+pub(in crate::gate) fn host_of(authority: &str) -> &str {
     let host = match authority.find(']') {
         Some(end) if authority.starts_with('[') => authority.get(..=end).unwrap_or(authority),
         _ => authority.split_once(':').map_or(authority, |(host, _)| host),

@@ -27,7 +27,7 @@ use turnpike::ledger::answers::AnswerLimits;
 use turnpike::ledger::channel::Evm;
 use turnpike::ledger::memory::MemoryStore;
 use turnpike::ledger::store::RecordOf;
-use turnpike::ledger::{Ledger, Limits};
+use turnpike::ledger::{Ledger, Limits, Purse};
 use turnpike::scheme::evm::eip712::{
     Domain, Permit2Transfer, TransferAuthorization, Witness, deposit_nonce, permit2_digest,
     receive_with_authorization_digest, transfer_with_authorization_digest, voucher_digest,
@@ -97,13 +97,13 @@ fn offer(scheme: EvmScheme, method: TransferMethod, amount: u64) -> Offer {
     }
 }
 
-fn metered(path: &str, scheme: EvmScheme, missing: Option<Missing>) -> Arc<Route> {
+pub fn metered(path: &str, scheme: EvmScheme, missing: Option<Missing>) -> Arc<Route> {
     let meter = Meter { missing, ..Meter::charge(http::HeaderName::from_static("x-cost")) };
     let offers = vec![offer(scheme, TransferMethod::Eip3009, CEILING)];
     route(path, Pricing::Metered { offers, meter: Some(meter) })
 }
 
-fn fixed(path: &str, scheme: EvmScheme, method: TransferMethod) -> Arc<Route> {
+pub fn fixed(path: &str, scheme: EvmScheme, method: TransferMethod) -> Arc<Route> {
     route(path, Pricing::Fixed(vec![offer(scheme, method, PRICE)]))
 }
 
@@ -401,7 +401,7 @@ impl EvmHouse {
             ..Limits::default()
         };
         let store = Arc::new(MemoryStore::<Evm>::default());
-        let ledger = Ledger::open(store, Arc::clone(&clock) as _, limits).await.unwrap();
+        let ledger = Ledger::open_in(store, Arc::clone(&clock) as _, limits, Purse::by_payer()).await.unwrap();
         let (facilitator, authorizer) = (Arc::new(FakeX402::default()), Arc::new(FakeAuthorizer::default()));
         let network =
             EvmNetwork { facilitator: Arc::clone(&facilitator) as _, authorizer: Arc::clone(&authorizer) as _, served };

@@ -17,6 +17,7 @@ fn route(host: Option<&str>, methods: &[Method], path: &str) -> Route {
         timeout: None,
         description: None,
         mime_type: None,
+        policy: None,
     }
 }
 

@@ -1,0 +1,53 @@
+//! What policies need of the outside: compliance lists, and whom to tell.
+
+use std::sync::Arc;
+
+use super::{Start, StartError};
+use crate::config::{Config, ScreeningServiceConfig};
+use crate::gate::PolicyOptions;
+use crate::ledger::Purse;
+use crate::screening::file::FileScreen;
+use crate::screening::http::{HttpScreen, HttpScreenOptions};
+use crate::screening::{Screen, Screens};
+use crate::telemetry::Telemetry;
+
+/// What holds on all routes.
+pub(super) fn options(config: &Config, telemetry: &Arc<Telemetry>) -> Result<PolicyOptions, StartError> {
+    let screen = screen(config, telemetry)?;
+    if config.policy.shadow {
+        tracing::warn!("policy.shadow: what policy refuses is only counted and logged, and served all the same");
+    }
+    Ok(PolicyOptions { shadow: config.policy.shadow, screen, observer: None })
+}
+
+/// What payers have at risk is summed up where that has a limit.
+pub(super) fn purse(config: &Config) -> Arc<Purse> {
+    if config.policy.payer_exposure_max.is_some() { Purse::by_payer() } else { Purse::new() }
+}
+
+/// The compliance lists, the file first: it costs nothing to ask.
+fn screen(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Option<Arc<dyn Screen>>, StartError> {
+    let Some(screening) = &config.policy.screening else { return Ok(None) };
+    let mut screens: Vec<Arc<dyn Screen>> = Vec::new();
+    if let Some(file) = &screening.file {
+        let screen = FileScreen::open(file, Arc::clone(telemetry)).start("policy.screening.file")?;
+        tracing::info!(file = %file.display(), addresses = screen.addresses(), "payers are screened by a file");
+        screens.push(screen);
+    }
+    if let Some(service) = &screening.service {
+        let screen = HttpScreen::new(service_options(service), Arc::clone(telemetry));
+        screens.push(screen.start("policy.screening.service")?);
+    }
+    Ok(Some(Arc::new(Screens(screens))))
+}
+
+fn service_options(service: &ScreeningServiceConfig) -> HttpScreenOptions {
+    HttpScreenOptions {
+        url: service.url.uri().to_string(),
+        headers: service.headers.clone(),
+        timeout: service.timeout,
+        keep: service.cache,
+        listed_at: service.listed_at.clone(),
+        refuse_unknown: service.refuse_unknown,
+    }
+}
