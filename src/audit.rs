@@ -21,8 +21,10 @@
 
 pub mod checkpoint;
 pub mod entry;
+pub mod export;
 pub mod log;
 pub mod segment;
+pub mod verify;
 
 use std::fmt;
 use std::str::FromStr;
@@ -157,6 +159,14 @@ pub trait Recorder: fmt::Debug + Send + Sync {
 
     /// Hands entries over, next to one another and in order, on a thread that may block.
     fn submit(&self, entries: Vec<Entry>) -> Pending;
+
+    /// Clears up between the record and a store whose last transaction stands on `at`: what was recorded for it behind that
+    /// place and never took effect is said to be void. Gives the place that the store stands on now; to be kept before
+    /// anything else is written. To be called once, on a thread that may block.
+    ///
+    /// # Errors
+    /// [`AuditError::Unusable`] where the record does not hold that place, or goes further than the store.
+    fn reconcile(&self, at: Position) -> Result<Position, AuditError>;
 
     /// Whether entries can be written.
     ///

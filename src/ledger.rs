@@ -23,6 +23,7 @@ mod purse;
 mod queue;
 pub mod sqlite;
 pub mod store;
+pub mod told;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ use self::book::Slot;
 use self::changes::{Keep, Plan, carry};
 use self::channel::{ChannelTerms, Family, Journalled, Svm, VoucherOf};
 pub use self::purse::Purse;
-use self::store::{Answer, AnswerId, RecordOf, Store, StoreError, Write};
+use self::store::{Answer, AnswerId, Charged, RecordOf, Store, StoreError, Write};
 use self::turns::{Core, Entered};
 use crate::amount::Amount;
 use crate::clock::Clock;
@@ -336,6 +337,11 @@ impl<F: Family> Ledger<F> {
         self.journal.metered.lock().values().cloned().collect()
     }
 
+    /// Stops for good: nothing more is charged, and whoever waits is told. For what makes charging unsafe from outside.
+    pub fn stop(&self, why: &str) {
+        self.core.stop(why);
+    }
+
     /// `Err` with what is wrong where the ledger has stopped.
     ///
     /// # Errors
@@ -395,6 +401,7 @@ pub struct Reservation<F: Family = Svm> {
     ticket: u64,
     amount: Amount,
     charge: Option<Amount>,
+    route: Option<Arc<str>>,
     over: bool,
 }
 
@@ -426,6 +433,14 @@ impl<F: Family> Reservation<F> {
         let mut charging = self;
         charging.charge = Some(charge);
         charging
+    }
+
+    /// Says what is paid for, for the audit record.
+    #[must_use]
+    pub fn on_route(self, name: &Arc<str>) -> Self {
+        let mut on_route = self;
+        on_route.route = Some(Arc::clone(name));
+        on_route
     }
 
     /// Charges the reserved price, or what [`Self::charging`] said of it, and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
@@ -464,8 +479,9 @@ impl<F: Family> Reservation<F> {
         let (core, id) = (Arc::clone(&self.core), self.id);
         let charge = self.charge;
         let plan = Plan::Commit { ticket: self.ticket, on_chain, charge };
+        let charged = Charged { amount: charge.unwrap_or(self.amount), route: self.route.take() };
         let over = &mut self.over;
-        let channel = core.change_keeping(id, plan, keep, || *over = true).await?;
+        let channel = core.change_keeping(id, plan, Some(charged), keep, || *over = true).await?;
         // Only a plan without a change gives no record, and a charge is one.
         let channel = channel.ok_or_else(|| StoreError("nothing was charged".to_owned()))?;
         Ok(Receipt { charged: charge.unwrap_or(self.amount), channel })

@@ -149,6 +149,7 @@ telemetry! {
     store_writes: Histogram = histogram("turnpike_store_commit_writes", "Writes that shared one flush to disk.", COUNT_BUCKETS);
     audit_up: Gauge = gauge("turnpike_audit_up", "1 while the audit record can be written.");
     audit_entries: Gauge = gauge("turnpike_audit_entries", "The number of the audit record's last entry.");
+    audit_signed: Gauge = gauge("turnpike_audit_signed_entries", "The number of the last audit entry that a checkpoint vouches for.");
     audit_seconds: Histogram = histogram("turnpike_audit_commit_duration_seconds", "Seconds that a group of audit entries took to be durable.", FAST_BUCKETS);
     answers: Gauge = gauge("turnpike_answers_kept", "Answers that are kept for clients that lost theirs.");
     answers_bytes: Gauge = gauge("turnpike_answers_kept_bytes", "What the kept answers hold.");

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{EntryHash, Position};
+use crate::amount::Amount;
 use crate::clock::UnixMillis;
 
 /// The longest line: a batch of a hundred channels, or the signature of a contract, several times over.
@@ -49,6 +50,8 @@ kinds! {
     Voided = "voided",
     /// A part of the record that the ledger stands on is gone, and an operator has said so.
     Loss = "loss",
+    /// Notes that could not be taken because too many waited; how many.
+    Dropped = "dropped",
     /// A threshold signature over the chain's head.
     Checkpoint = "checkpoint",
     /// The process has started.
@@ -85,6 +88,25 @@ kinds! {
     Admin = "admin",
 }
 
+impl Kind {
+    /// Whether the ledger's store writes it: such an entry takes effect with the store's transaction, and is void where
+    /// that never was.
+    #[must_use]
+    pub const fn is_stores(self) -> bool {
+        matches!(
+            self,
+            Self::Charge
+                | Self::Deposit
+                | Self::Withdrawal
+                | Self::Claimed
+                | Self::Raised
+                | Self::Channel
+                | Self::Settlement
+                | Self::Metered
+        )
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
@@ -105,6 +127,20 @@ impl Entry {
     pub fn new(kind: Kind) -> Self {
         // What a charge needs, so that it is allocated once.
         Self { kind, members: String::with_capacity(640) }
+    }
+
+    /// A refusal by policy, or what would have been one where the rule is only being watched (`mode`). The payer and the
+    /// amount stand there where they were known.
+    #[must_use]
+    pub fn refusal(
+        rule: &str,
+        mode: &str,
+        route: &str,
+        payer: Option<&dyn fmt::Display>,
+        amount: Option<Amount>,
+    ) -> Self {
+        let entry = Self::new(Kind::Refusal).text("rule", rule).text("mode", mode).text("route", route);
+        entry.text_if("payer", payer).text_if("amount", amount)
     }
 
     /// What it is about.

@@ -5,12 +5,14 @@
 //! refused, until a restart. Refuses: a directory that another process has open, and a record that is damaged.
 
 pub mod folder;
+mod reconcile;
 mod recover;
 mod writer;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
@@ -59,6 +61,7 @@ pub struct AuditLog {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     state: Arc<watch::Sender<State>>,
+    dropped: Arc<AtomicU64>,
     record: RecordId,
     folder: Arc<dyn Folder>,
 }
@@ -84,12 +87,12 @@ impl AuditLog {
         let (jobs, queue) = mpsc::channel(options.waiting_max.max(1));
         let state = Arc::new(watch::Sender::new(State::default()));
         let writer = Writer::open(Arc::clone(&folder), options, found, RecordId(fresh), Arc::clone(&state))?;
-        let record = writer.record();
+        let (record, dropped) = (writer.record(), writer.dropped());
         let thread = std::thread::Builder::new()
             .name("audit-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(|why| AuditError::Unusable(format!("no thread for its writer: {why}")))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), state, record, folder })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), state, dropped, record, folder })
     }
 
     /// The record's name.
@@ -127,6 +130,16 @@ impl AuditLog {
         pending.durable().await
     }
 
+    /// Hands an entry over without waiting for it: for what may happen too often to be waited for, such as refusals. Where
+    /// too much waits already the entry is dropped, and how many were is recorded in their place.
+    pub fn note(&self, entry: Entry) {
+        let (answer, _pending) = Pending::new();
+        let taken = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(Job::Append(vec![entry], answer)).is_ok());
+        if !taken {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The same on a thread that may block. Not to be called on a runtime's thread.
     ///
     /// # Errors
@@ -160,6 +173,17 @@ impl Recorder for AuditLog {
             drop(jobs.blocking_send(Job::Append(entries, answer)));
         }
         pending
+    }
+
+    fn reconcile(&self, at: Position) -> Result<Position, AuditError> {
+        let head = self.state.borrow().head;
+        match reconcile::reconcile(&*self.folder, &at, &head).map_err(AuditError::Unusable)? {
+            Some(voided) => {
+                tracing::warn!(record = %self.place(), what = voided.members(), "the audit record holds entries that never took effect; they are void");
+                self.append_blocking(voided)
+            }
+            None => Ok(at),
+        }
     }
 
     fn health(&self) -> Result<(), AuditError> {

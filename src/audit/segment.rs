@@ -92,7 +92,7 @@ impl<R: BufRead> Lines<R> {
     ///
     /// # Errors
     /// Where the file cannot be read.
-    pub fn next(&mut self) -> io::Result<Option<Raw<'_>>> {
+    pub fn read(&mut self) -> io::Result<Option<Raw<'_>>> {
         self.line.clear();
         let offset = self.offset;
         let most = u64::try_from(ENTRY_BYTES_MAX).unwrap_or(u64::MAX);
@@ -132,7 +132,7 @@ mod tests {
     fn lines_say_where_they_begin_and_whether_they_are_whole() {
         let mut lines = Lines::new(&b"a\n\nbc"[..]);
         let mut seen = Vec::new();
-        while let Some(raw) = lines.next().unwrap() {
+        while let Some(raw) = lines.read().unwrap() {
             seen.push((raw.offset, raw.bytes.to_vec(), raw.whole));
         }
         assert_eq!(seen, [(0, b"a".to_vec(), true), (2, vec![], true), (3, b"bc".to_vec(), false)]);

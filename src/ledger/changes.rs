@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::book::{Closing, Slot};
 use super::channel::{ChainState, Channel, ChannelOf, ChannelTerms, Denied, Family};
-use super::store::{AnswerRecord, ChannelRecord, RecordOf, StoreError, Write};
+use super::store::{About, AnswerRecord, ChannelRecord, Charged, RecordOf, StoreError, Write};
 use super::turns::{Answer, Core, hand_out};
 use crate::amount::Amount;
 
@@ -46,10 +46,32 @@ pub(super) type Keep<F> = Box<dyn FnOnce(&RecordOf<F>) -> AnswerRecord + Send>;
 enum Planned<F: Family> {
     /// There is nothing to write.
     Nothing,
-    /// The channel's next state, and what to write.
-    Change(ChannelOf<F>, Write<F>),
+    /// The channel's next state, what to write, and its state before.
+    Change(ChannelOf<F>, Write<F>, ChannelOf<F>),
     /// Another change is under way.
     Wait(oneshot::Receiver<Pen<F>>),
+}
+
+/// A change on its way to the store.
+struct Writing<F: Family> {
+    write: Write<F>,
+    before: ChannelOf<F>,
+    charged: Option<Charged>,
+}
+
+impl<F: Family> Writing<F> {
+    /// All that is written together.
+    fn writes(self, kept: Option<AnswerRecord>, tells: bool) -> Vec<Write<F>> {
+        let Self { write, before, charged } = self;
+        let about = (tells && matches!(write, Write::Channel(_))).then(|| {
+            let (charged_before, closed) = (before.charged, before.closed);
+            let known = |amount: Amount| if before.known { amount } else { Amount::ZERO };
+            let (deposit, claimed) = (known(before.on_chain.deposit()), known(before.on_chain.claimed()));
+            Write::About(Box::new(About { charge: charged, charged: charged_before, deposit, claimed, closed }))
+        });
+        let answer = kept.map(|kept| Write::Answer(Box::new(kept)));
+        [Some(write), about, answer].into_iter().flatten().collect()
+    }
 }
 
 impl<F: Family> Core<F> {
@@ -61,14 +83,15 @@ impl<F: Family> Core<F> {
         plan: Plan<F>,
         begun: impl FnOnce(),
     ) -> Result<Option<RecordOf<F>>, StoreError> {
-        self.change_keeping(id, plan, None, begun).await
+        self.change_keeping(id, plan, None, None, begun).await
     }
 
-    /// The same, together with an answer.
+    /// The same, together with what a charge is for and an answer.
     pub(super) async fn change_keeping(
         self: &Arc<Self>,
         id: F::Id,
         plan: Plan<F>,
+        charged: Option<Charged>,
         keep: Option<Keep<F>>,
         begun: impl FnOnce(),
     ) -> Result<Option<RecordOf<F>>, StoreError> {
@@ -85,13 +108,14 @@ impl<F: Family> Core<F> {
                 Planned::Nothing => return Ok(None),
                 // A change that ends without handing its pen on leaves the channel unwritten: then it is our turn.
                 Planned::Wait(turn) => pen = turn.await.ok(),
-                Planned::Change(next, write) => {
-                    break (pen.unwrap_or_else(|| Pen { core: Arc::clone(self), id, writing: false }), next, write);
+                Planned::Change(next, write, before) => {
+                    let pen = pen.unwrap_or_else(|| Pen { core: Arc::clone(self), id, writing: false });
+                    break (pen, next, Writing { write, before, charged });
                 }
             }
         };
         // Before the point of no return, so that a fault in it changes nothing.
-        let kept = match (&write, keep) {
+        let kept = match (&write.write, keep) {
             (Write::Channel(record), Some(keep)) => Some(keep(record)),
             _ => None,
         };
@@ -105,17 +129,14 @@ impl<F: Family> Core<F> {
         mut pen: Pen<F>,
         plan: Plan<F>,
         next: ChannelOf<F>,
-        write: Write<F>,
+        write: Writing<F>,
         kept: Option<AnswerRecord>,
     ) -> impl Future<Output = Result<RecordOf<F>, StoreError>> + Send + use<F> {
         pen.writing = true;
         let core = Arc::clone(self);
         async move {
             let mark = kept.as_ref().map(AnswerRecord::mark);
-            let writes = match kept {
-                Some(kept) => vec![write, Write::Answer(Box::new(kept))],
-                None => vec![write],
-            };
+            let writes = write.writes(kept, core.store.tells());
             let written = core.store.write(writes).await;
             if let Err(error) = &written {
                 core.stop(&error.0);
@@ -175,11 +196,11 @@ impl<F: Family> Core<F> {
         }
         if next.known {
             let record = ChannelRecord::of(slot.terms.clone(), &next);
-            return Ok(Planned::Change(next, Write::Channel(Box::new(record))));
+            return Ok(Planned::Change(next, Write::Channel(Box::new(record)), channel));
         }
         // No request may come in while it is being forgotten.
-        slot.put(&Channel { closed: true, ..channel });
-        Ok(Planned::Change(next, Write::ForgetChannel(slot.terms.id())))
+        slot.put(&Channel { closed: true, ..channel.clone() });
+        Ok(Planned::Change(next, Write::ForgetChannel(slot.terms.id()), channel))
     }
 
     /// The state after a plan; `None` where nothing durable changes.

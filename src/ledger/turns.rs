@@ -206,7 +206,15 @@ impl<F: Family> Core<F> {
         let now = Instant::now();
         let expires = now.checked_add(self.limits.reservation_max).unwrap_or(now);
         slot.work().held = Some(Held { ticket, bid, expires, committing: false });
-        Ok(Reservation { core: Arc::clone(self), id: slot.terms.id(), ticket, amount, charge: None, over: false })
+        Ok(Reservation {
+            core: Arc::clone(self),
+            id: slot.terms.id(),
+            ticket,
+            amount,
+            charge: None,
+            route: None,
+            over: false,
+        })
     }
 
     fn refused(

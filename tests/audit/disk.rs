@@ -21,6 +21,7 @@ pub enum Left {
     Nothing,
     OneByte,
     Half,
+    AllButOneByte,
     All,
 }
 
@@ -93,6 +94,7 @@ impl MemoryFolder {
                 Left::Nothing => 0,
                 Left::OneByte => file.waiting.len().min(1),
                 Left::Half => file.waiting.len() / 2,
+                Left::AllButOneByte => file.waiting.len().saturating_sub(1),
                 Left::All => file.waiting.len(),
             };
             file.durable.extend_from_slice(&file.waiting[..kept]);

@@ -156,7 +156,11 @@ impl Store for TestStore {
                         Some(known) => *known = *batch,
                         None => kept.batches.push(*batch),
                     },
-                    Write::Metered(_) | Write::ForgetMetered(_) | Write::Answer(_) | Write::ForgetAnswers(_) => {}
+                    Write::Metered(_)
+                    | Write::ForgetMetered(_)
+                    | Write::Answer(_)
+                    | Write::ForgetAnswers(_)
+                    | Write::About(_) => {}
                 }
             }
         }

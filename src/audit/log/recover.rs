@@ -107,7 +107,7 @@ fn scan(folder: &dyn Folder, number: u64) -> Result<Scan, String> {
     let mut lines = Lines::new(folder.read(&name).map_err(unread)?);
     let mut scan = Scan::default();
     let mut count: u64 = 0;
-    while let Some(raw) = lines.next().map_err(unread)? {
+    while let Some(raw) = lines.read().map_err(unread)? {
         count = count.saturating_add(1);
         if !raw.whole {
             break;
@@ -152,7 +152,8 @@ fn members(object: &str) -> String {
     format!(",{}", object.trim_start_matches('{').trim_end_matches('}'))
 }
 
-/// What stands behind a segment's last whole entry. There must be no entry in it.
+/// What stands behind a segment's last whole entry. There must be no entry in it: one that lacks only its line feed is
+/// none, for it was never flushed whole.
 fn torn(folder: &dyn Folder, number: u64, from: u64) -> Result<Vec<u8>, String> {
     let name = segment::name(number);
     let unread = |why: std::io::Error| format!("{}/{name}: {why}", folder.place());
@@ -163,7 +164,8 @@ fn torn(folder: &dyn Folder, number: u64, from: u64) -> Result<Vec<u8>, String> 
     if u64::try_from(torn.len()).is_ok_and(|bytes| bytes > TORN_BYTES_MAX) {
         return Err(damaged(folder, number, "behind its last whole entry stands more than a crash can leave"));
     }
-    if torn.split(|byte| *byte == b'\n').any(|line| Line::parse(line).is_ok()) {
+    let mut whole = torn.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
+    if whole.any(|line| Line::parse(line).is_ok()) {
         return Err(damaged(folder, number, "an entry was changed or removed, and others follow it"));
     }
     Ok(torn)

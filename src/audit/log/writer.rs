@@ -4,6 +4,7 @@
 //! write on nothing is taken: what is on the disk then is for a restart to find out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,9 +45,12 @@ pub(super) struct Writer {
     /// Whether the segment's name is yet to be made durable.
     fresh: bool,
     head: Position,
+    /// The last entry that is on the disk.
+    durable: Position,
     checkpoint: Option<(u64, String)>,
     buffer: Vec<u8>,
     failed: Option<AuditError>,
+    dropped: Arc<AtomicU64>,
     state: Arc<watch::Sender<State>>,
 }
 
@@ -69,9 +73,11 @@ impl Writer {
             tail,
             fresh: found.bytes == 0,
             head: found.head,
+            durable: found.head,
             checkpoint: found.checkpoint,
             buffer: Vec::new(),
             failed: None,
+            dropped: Arc::default(),
             folder,
             options,
             state,
@@ -91,6 +97,11 @@ impl Writer {
     /// The record's name.
     pub const fn record(&self) -> RecordId {
         self.record
+    }
+
+    /// How many notes were not taken since the last that was; to be counted up.
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
     }
 
     /// Works until nobody can ask any more.
@@ -139,10 +150,11 @@ impl Writer {
 
     fn show(&self) {
         let checkpoint = self.checkpoint.as_ref().map_or(0, |(reach, _)| *reach);
-        let state = State { head: self.head, checkpoint, failed: self.failed.clone() };
+        let state = State { head: self.durable, checkpoint, failed: self.failed.clone() };
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.audit_up.set(i64::from(self.failed.is_none()));
-            telemetry.audit_entries.set(i64::try_from(self.head.seq).unwrap_or(i64::MAX));
+            telemetry.audit_signed.set(i64::try_from(checkpoint).unwrap_or(i64::MAX));
+            telemetry.audit_entries.set(i64::try_from(self.durable.seq).unwrap_or(i64::MAX));
         }
         self.state.send_replace(state);
     }
@@ -154,6 +166,10 @@ impl Writer {
         }
         if self.buffer.is_empty() && self.bytes >= self.options.segment_bytes_max {
             self.rotate().inspect_err(|error| self.fail(error.clone()))?;
+        }
+        match self.dropped.swap(0, Ordering::Relaxed) {
+            0 => {}
+            count => self.add(&Entry::new(Kind::Dropped).number("notes", count))?,
         }
         let (length, bytes, head) = (self.buffer.len(), self.bytes, self.head);
         let checkpoint = self.checkpoint.clone();
@@ -194,6 +210,7 @@ impl Writer {
             self.fresh = false;
         }
         self.buffer.clear();
+        self.durable = self.head;
         Ok(())
     }
 
@@ -256,7 +273,7 @@ impl Writer {
             let name = segment::name(*next);
             let unread = |why: std::io::Error| format!("{}/{name}: {why}", self.folder.place());
             let mut lines = Lines::new(self.folder.read(&name).map_err(unread)?);
-            let first = lines.next().map_err(unread)?.and_then(|raw| {
+            let first = lines.read().map_err(unread)?.and_then(|raw| {
                 let line = Line::parse(raw.bytes).ok()?;
                 Some((line.time, Position { seq: line.position.seq.checked_sub(1)?, hash: line.prev }))
             });
