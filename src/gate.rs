@@ -49,6 +49,7 @@ use self::replay::{Claim, Known, Replays};
 use self::route::{Pricing, Route};
 use self::tasks::Tasks;
 use crate::amount::Amount;
+use crate::audit::Recorder;
 use crate::clock::Clock;
 use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
@@ -85,6 +86,8 @@ pub struct Options {
     pub retry: Retry,
     /// How answers are kept for clients that lost theirs, where the ledger keeps any; `None` to offer nothing of it.
     pub replay: Option<replay::Options>,
+    /// What is told of payments that no ledger keeps: those by `exact` and `upto` on EVM networks.
+    pub recorder: Option<Arc<dyn Recorder>>,
     /// Where the steps of a payment are timed.
     pub telemetry: Option<Arc<Telemetry>>,
 }
@@ -119,6 +122,7 @@ impl Default for Options {
                 landing_max: Duration::from_secs(120),
             },
             replay: Some(replay::Options::default()),
+            recorder: None,
             telemetry: None,
         }
     }

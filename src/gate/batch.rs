@@ -115,7 +115,7 @@ impl Gate {
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.reserve_seconds.observe(started.elapsed().as_secs_f64());
         }
-        let reservation = reservation?;
+        let reservation = reservation?.on_route(context.prepared.name());
         Ok(Reserved { paid, reservation, cumulative: voucher.cumulative })
     }
 

@@ -153,7 +153,7 @@ impl Store for MemoryStore {
                 Write::Channel(record) => _ = self.channels.lock().insert(record.terms.id, *record),
                 Write::Answer(record) => _ = self.answers.lock().insert(record.place, *record),
                 Write::ForgetAnswers(places) => self.answers.lock().retain(|place, _| !places.contains(place)),
-                Write::ForgetChannel(_) | Write::Batch(_) => {}
+                Write::ForgetChannel(_) | Write::Batch(_) | Write::About(_) => {}
             }
         }
         Ok(())

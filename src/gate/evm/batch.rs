@@ -209,7 +209,8 @@ impl Gate {
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.reserve_seconds.observe(started.elapsed().as_secs_f64());
         }
-        Ok(Reserved { paid, reservation: reservation?, terms, cumulative })
+        let reservation = reservation?.on_route(context.prepared.name());
+        Ok(Reserved { paid, reservation, terms, cumulative })
     }
 
     async fn admit_evm_deposit(
