@@ -2,8 +2,8 @@
 //! `cargo bench --bench ledger -- restore`.
 //!
 //! - `charge`: one request's way through the ledger, over a store in memory: what the ledger itself costs.
-//! - `flush`: charges made durable by SQLite, one after the other and 64 at once; the disk decides. `TMPDIR` says
-//!   which.
+//! - `flush`: charges made durable by SQLite, one after the other and 64 at once, without and with an audit record that
+//!   is told of them first; the disk decides. `TMPDIR` says which.
 //! - `restore`: a million channels from a file, and what each then weighs.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program for people, run by hand")]
@@ -21,6 +21,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use support::{entry, on_chain, terms, voucher};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
+use turnpike::audit::Recorder;
+use turnpike::audit::log::{AuditLog, Options};
 use turnpike::clock::{SystemClock, UnixMillis};
 use turnpike::ledger::memory::MemoryStore;
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
@@ -105,12 +107,18 @@ fn charge(c: &mut Criterion) {
 fn flush(c: &mut Criterion) {
     let mut group = c.benchmark_group("flush");
     group.sample_size(10).measurement_time(Duration::from_secs(10));
-    for at_once in [1u64, 8, 64, 512] {
+    for (at_once, told) in [1u64, 8, 64, 512].into_iter().flat_map(|at_once| [(at_once, false), (at_once, true)]) {
         group.throughput(criterion::Throughput::Elements(1));
-        group.bench_function(format!("durable charges, {at_once} at once"), |b| {
+        let name = if told { "durable charges, recorded" } else { "durable charges" };
+        group.bench_function(format!("{name}, {at_once} at once"), |b| {
             let folder = tempfile::tempdir().unwrap();
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-            let store = SqliteStore::open(&folder.path().join("ledger.db"), Settings::default()).unwrap();
+            let recorder = told.then(|| {
+                let log = AuditLog::open(&folder.path().join("audit"), Options::default()).unwrap();
+                Arc::new(log) as Arc<dyn Recorder>
+            });
+            let settings = Settings { recorder, ..Settings::default() };
+            let store = SqliteStore::open(&folder.path().join("ledger.db"), settings).unwrap();
             let ledger = runtime.block_on(open(Arc::new(store)));
             for number in 0..at_once {
                 ledger.adopt(terms(number), on_chain(u64::MAX, 0));

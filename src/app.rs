@@ -5,6 +5,7 @@
 //! are finished, what goes on behind them is waited for, then settlement stops between two steps. Nothing is lost where
 //! the deadline cuts this short: what was promised is in the store.
 
+mod audit;
 mod evm;
 mod observe;
 mod operate;
@@ -19,11 +20,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use self::audit::Notary;
 use self::evm::EvmAccount;
 pub use self::operate::Settled;
 pub use self::running::Running;
 use self::service::Table;
 use self::svm::Account;
+use crate::audit::Recorder;
+use crate::audit::log::AuditLog;
 use crate::chain::Chain;
 use crate::chain::sandbox::{self, Sandbox};
 use crate::clock::{Clock, SystemClock};
@@ -90,6 +94,7 @@ pub struct Merchant {
     drain_within: Duration,
     stop: watch::Sender<bool>,
     loops: Vec<tokio::task::JoinHandle<()>>,
+    notary: Option<Arc<Notary>>,
     /// The temporary store's directory, removed at the end.
     _temporary: Option<TemporaryStore>,
 }
@@ -106,13 +111,11 @@ impl Merchant {
         let sandbox = start_sandbox(config).await?;
 
         let (store_path, temporary) = store_path(config)?;
-        let store = Arc::new(
-            SqliteStore::open(
-                &store_path,
-                sqlite::Settings { telemetry: Some(Arc::clone(&telemetry)), ..Default::default() },
-            )
-            .start("store")?,
-        );
+        let log = audit::open(config, temporary.as_ref().map(|store| store.0.as_path()), &telemetry, &clock)?;
+        let store = open_store(store_path, &telemetry, log.as_ref()).await?;
+        if let Some(log) = &log {
+            audit::started(log, config).await?;
+        }
         let purse = policy::purse(config);
         let (svm_store, evm_store) = (Arc::<SqliteStore>::clone(&store), store);
         let ledger = Ledger::<Svm>::open_in(svm_store, Arc::clone(&clock), limits(config), Arc::clone(&purse));
@@ -125,11 +128,18 @@ impl Merchant {
             None
         };
 
+        if let Some(log) = &log {
+            audit::guard(log, Arc::clone(&ledger), evm_ledger.clone());
+        }
+
+        let (sandbox_of, audit) = (sandbox.as_ref(), log.as_ref());
         let shared =
-            svm::Shared { config, sandbox: sandbox.as_ref(), telemetry: &telemetry, ledger: &ledger, clock: &clock };
+            svm::Shared { config, sandbox: sandbox_of, telemetry: &telemetry, ledger: &ledger, clock: &clock, audit };
         let svm = svm::start(&shared).await?;
         let evm = match &evm_ledger {
-            Some(ledger) => evm::start(&evm::Shared { config, telemetry: &telemetry, ledger, clock: &clock }).await?,
+            Some(ledger) => {
+                evm::start(&evm::Shared { config, telemetry: &telemetry, ledger, clock: &clock, audit }).await?
+            }
             None => Vec::new(),
         };
         let mut facilitators: Vec<(Network, Arc<dyn Facilitator>)> = Vec::new();
@@ -144,10 +154,11 @@ impl Merchant {
             Arc::clone(&ledger),
             facilitators,
             evm_side,
-            clock,
+            Arc::clone(&clock),
             GateOptions {
                 replay: replay(config),
-                policy: policy::options(config, &telemetry)?,
+                recorder: recorder(log.as_ref()),
+                policy: policy::options(config, &telemetry, log.as_ref())?,
                 telemetry: Some(Arc::clone(&telemetry)),
                 ..GateOptions::default()
             },
@@ -165,7 +176,14 @@ impl Merchant {
         let accounts = Arc::new(accounts);
         let (stop, stopping) = watch::channel(false);
         let loops = spawn_settlements(&accounts, &stopping);
-        let admin = operate::admin(&telemetry, &ledger, evm_ledger.as_ref(), &accounts, config);
+        let notary = config
+            .audit
+            .as_ref()
+            .zip(log.as_ref())
+            .map(|(audit, log)| Arc::new(Notary::new(Arc::clone(log), Arc::clone(&clock), audit, &accounts)));
+        let notaries = notary.iter().map(|notary| tokio::spawn(Arc::clone(notary).run(stopping.clone())));
+        let loops = loops.into_iter().chain(notaries).collect();
+        let admin = operate::admin(&telemetry, &ledger, evm_ledger.as_ref(), &accounts, config, log.as_ref());
         let admin_address = admin.listen(config.admin.listen, stopped(stopping)).await.start("admin.listen")?;
         Ok(Self {
             admin_address,
@@ -178,6 +196,7 @@ impl Merchant {
             drain_within: config.timeouts.drain,
             stop,
             loops,
+            notary,
             _temporary: temporary,
         })
     }
@@ -236,6 +255,9 @@ impl Merchant {
                 tracing::warn!("a settlement batch was still under way; it is followed up at the next start");
             }
         }
+        if let Some(notary) = self.notary {
+            notary.end().await;
+        }
     }
 }
 
@@ -293,6 +315,23 @@ fn store_path(config: &Config) -> Result<(std::path::PathBuf, Option<TemporarySt
     let directory = std::env::temp_dir().join(format!("turnpike-{name}"));
     std::fs::create_dir(&directory).start("store")?;
     Ok((directory.join("turnpike.db"), Some(TemporaryStore(directory))))
+}
+
+fn recorder(log: Option<&Arc<AuditLog>>) -> Option<Arc<dyn Recorder>> {
+    let log: Arc<dyn Recorder> = Arc::<AuditLog>::clone(log?);
+    Some(log)
+}
+
+/// Opens the store on a thread that may block: it clears up between its file and the audit record.
+async fn open_store(
+    path: std::path::PathBuf,
+    telemetry: &Arc<Telemetry>,
+    log: Option<&Arc<AuditLog>>,
+) -> Result<Arc<SqliteStore>, StartError> {
+    let settings =
+        sqlite::Settings { telemetry: Some(Arc::clone(telemetry)), recorder: recorder(log), ..Default::default() };
+    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&path, settings)).await.start("store")?;
+    Ok(Arc::new(opened.start("store")?))
 }
 
 fn limits(config: &Config) -> Limits {

@@ -4,6 +4,7 @@
 //! configuration cannot be used. Tables are for people, `--json` for programs, and only results go to standard output.
 
 pub mod admin;
+pub mod audit;
 pub mod ceremony;
 pub mod check;
 pub mod demo;
@@ -59,6 +60,8 @@ enum Command {
     Channels(admin::ChannelsArgs),
     /// Settle what is due now, on a running Turnpike
     Settle(admin::SettleArgs),
+    /// Verify or export the audit record
+    Audit(audit::Args),
 }
 
 /// Why a command did not succeed, and the exit status that says so.
@@ -115,6 +118,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sandbox(args) => sandbox::run(&args, &mut output),
         Command::Channels(args) => admin::channels(&args, &mut output),
         Command::Settle(args) => admin::settle(&args, &mut output),
+        Command::Audit(args) => audit::run(args, &mut output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@
 //! Text values may hold `${NAME}`, which stands for an environment variable; `$$` stands for one `$`. A message shows
 //! a value as it is written in the file, so what a variable holds is not shown. Paths are relative to the file.
 
+mod audit;
 mod facilitator;
 mod metering;
 mod money;
@@ -71,6 +72,8 @@ pub type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
 pub struct Config {
     /// The file that it came from.
     pub source: PathBuf,
+    /// The SHA-256 of the file's text, as it stands there.
+    pub sha256: [u8; 32],
     /// The upstream of every route that names none, as one or several equal origins (scheme, host, port; no path).
     /// Empty only where every route names its own and unlisted paths are refused.
     pub upstream: Vec<Uri>,
@@ -92,6 +95,8 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// The ledger's database; `None` for a temporary one (sandbox only).
     pub store: Option<PathBuf>,
+    /// The audit record; `None` for none.
+    pub audit: Option<AuditConfig>,
     /// The key shares; `None` on the sandbox, which makes its own.
     pub signer: Option<SignerConfig>,
     /// Between a payer's request to close and its end: whole seconds, 15 minutes to 30 days.
@@ -175,6 +180,19 @@ pub struct EvmConfig {
     pub facilitator: FacilitatorConfig,
     /// How routes that say nothing else are paid, in order of preference; at least one.
     pub schemes: Vec<Scheme>,
+}
+
+/// The audit record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// The directory; `None` for a temporary one (sandbox only).
+    pub dir: Option<PathBuf>,
+    /// From this size on a segment is followed by another.
+    pub segment_bytes: u64,
+    /// How long segments are kept; for ever where absent.
+    pub keep: Option<Duration>,
+    /// How often the record's head is signed.
+    pub checkpoint_interval: Duration,
 }
 
 /// The network without a network.

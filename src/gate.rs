@@ -54,6 +54,7 @@ use self::replay::{Claim, Known, Replays};
 use self::route::{Pricing, Route};
 use self::tasks::Tasks;
 use crate::amount::Amount;
+use crate::audit::Recorder;
 use crate::clock::Clock;
 use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
@@ -92,6 +93,8 @@ pub struct Options {
     pub replay: Option<replay::Options>,
     /// What holds on all routes that have a policy.
     pub policy: PolicyOptions,
+    /// What is told of payments that no ledger keeps: those by `exact` and `upto` on EVM networks.
+    pub recorder: Option<Arc<dyn Recorder>>,
     /// Where the steps of a payment are timed.
     pub telemetry: Option<Arc<Telemetry>>,
 }
@@ -127,6 +130,7 @@ impl Default for Options {
             },
             replay: Some(replay::Options::default()),
             policy: PolicyOptions::default(),
+            recorder: None,
             telemetry: None,
         }
     }

@@ -24,6 +24,7 @@ mod purse;
 mod queue;
 pub mod sqlite;
 pub mod store;
+pub mod told;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ use self::changes::{Also, Keep, Plan, carry};
 use self::channel::{ChannelTerms, Family, Journalled, Svm, VoucherOf};
 use self::payers::Allowance;
 pub use self::purse::Purse;
-use self::store::{Answer, AnswerId, RecordOf, Store, StoreError, Write};
+use self::store::{Answer, AnswerId, Charged, RecordOf, Store, StoreError, Write};
 use self::turns::{Core, Entered};
 use crate::amount::Amount;
 use crate::clock::Clock;
@@ -345,6 +346,11 @@ impl<F: Family> Ledger<F> {
         self.journal.metered.lock().values().cloned().collect()
     }
 
+    /// Stops for good: nothing more is charged, and whoever waits is told. For what makes charging unsafe from outside.
+    pub fn stop(&self, why: &str) {
+        self.core.stop(why);
+    }
+
     /// `Err` with what is wrong where the ledger has stopped.
     ///
     /// # Errors
@@ -409,6 +415,7 @@ pub struct Reservation<F: Family = Svm> {
     amount: Amount,
     charge: Option<Amount>,
     held: Option<Box<Allowance>>,
+    route: Option<Arc<str>>,
     over: bool,
 }
 
@@ -451,6 +458,14 @@ impl<F: Family> Reservation<F> {
         counting
     }
 
+    /// Says what is paid for, for the audit record.
+    #[must_use]
+    pub fn on_route(self, name: &Arc<str>) -> Self {
+        let mut on_route = self;
+        on_route.route = Some(Arc::clone(name));
+        on_route
+    }
+
     /// Charges the reserved price, or what [`Self::charging`] said of it, and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
     /// The request's answer may be delivered when this has returned a receipt, and not otherwise: after an error the
     /// same voucher may pay for another request. Dropped before it returns, it charges or releases, whichever is true
@@ -488,8 +503,10 @@ impl<F: Family> Reservation<F> {
         let charge = self.charge;
         let held = self.held.take().map(|held| held.charging(self.charge()));
         let plan = Plan::Commit { ticket: self.ticket, on_chain, charge };
+        let charged = Charged { amount: charge.unwrap_or(self.amount), route: self.route.take() };
         let over = &mut self.over;
-        let channel = core.change_also(id, plan, Also { keep, held }, || *over = true).await?;
+        let also = Also { charged: Some(charged), keep, held };
+        let channel = core.change_also(id, plan, also, || *over = true).await?;
         // Only a plan without a change gives no record, and a charge is one.
         let channel = channel.ok_or_else(|| StoreError("nothing was charged".to_owned()))?;
         Ok(Receipt { charged: charge.unwrap_or(self.amount), channel })

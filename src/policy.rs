@@ -180,6 +180,7 @@ fn named_amount(request: &SigningRequest) -> Option<Amount> {
         SigningRequest::Close { cumulative: Some(cumulative), .. }
         | SigningRequest::Voucher { cumulative, .. }
         | SigningRequest::CloseAuthorization { cumulative, .. } => Some((*cumulative).into()),
+        SigningRequest::AuditCheckpoint(_) => Some(Amount::ZERO),
         // What a close without a voucher pays out was claimed before; it names no amount.
         SigningRequest::Sponsor { .. } | SigningRequest::Distribute { .. } | SigningRequest::Close { .. } => None,
     }
@@ -191,6 +192,8 @@ const fn transaction(request: &SigningRequest) -> Option<&Transaction> {
         | SigningRequest::Claim { transaction, .. }
         | SigningRequest::Distribute { transaction, .. }
         | SigningRequest::Close { transaction, .. } => Some(transaction),
-        SigningRequest::Voucher { .. } | SigningRequest::CloseAuthorization { .. } => None,
+        SigningRequest::Voucher { .. }
+        | SigningRequest::CloseAuthorization { .. }
+        | SigningRequest::AuditCheckpoint(_) => None,
     }
 }

@@ -265,6 +265,7 @@ fn the_examples_defaults_are_the_defaults() {
         "default",
         "listen",
         "admin",
+        "audit",
         "withdraw_delay",
         "max_timeout",
         "interval",
@@ -305,6 +306,7 @@ fn the_examples_defaults_are_the_defaults() {
         (full.queue, full.replay, full.limits, full.timeouts, full.log)
     );
     assert_eq!((short.default, short.listen, short.admin), (full.default, full.listen, full.admin));
+    assert_eq!(short.audit, full.audit);
     assert_eq!((short.withdraw_delay, short.max_timeout), (full.withdraw_delay, full.max_timeout));
     let (short, full) = (short.signer.unwrap(), full.signer.unwrap());
     assert_eq!((short.deposit_max, short.claim_max), (full.deposit_max, full.claim_max));
@@ -354,7 +356,7 @@ fn the_example_names_every_key() {
         format!(
             "{evm}asset: {{{unknown}}}\nfacilitator: {{{unknown}}}\nsigner: {{{unknown}}}\nsettlement: {{{unknown}}}"
         ),
-        format!("{evm}{unknown}"),
+        format!("{evm}audit: {{{unknown}}}\n{unknown}"),
         format!("{MINIMAL}\npolicy: {{{unknown}}}"),
         format!("{MINIMAL}\npolicy: {{screening: {{service: {{{unknown}}}, {unknown}}}, time_window: {{{unknown}}}}}"),
         format!("{MINIMAL}\npolicy: {{block_patterns: {{{unknown}}}}}"),
@@ -470,6 +472,37 @@ fn a_route_becomes_the_gates_route() {
     assert!(matches!(&alone.pricing, Pricing::Fixed(offers) if offers.is_empty()));
 }
 
+/// Beside the store, under its name; on the sandbox as temporary as that; elsewhere, or off, where it is written so.
+#[test]
+fn where_the_audit_record_is() {
+    let audit = |text: &str| parse(&format!("{MINIMAL}\n{text}")).unwrap().audit;
+    let default = audit("").unwrap();
+    assert_eq!((default.dir, default.keep, default.checkpoint_interval), (None, None, Duration::from_secs(600)));
+    assert_eq!(audit("store: {path: a/money.db}").unwrap().dir, Some("a/money.audit".into()));
+    assert_eq!(audit("audit: off"), None);
+    let written = audit("audit: {dir: /var/audit, keep: 400d, segment_bytes: 1MiB, checkpoint_interval: 10s}").unwrap();
+    assert_eq!(written.dir, Some("/var/audit".into()));
+    assert_eq!((written.keep, written.segment_bytes), (Some(Duration::from_secs(400 * 86_400)), 1 << 20));
+    for (text, want) in [
+        ("audit: on", ":8 audit: \"on\" is not known here. Write off, or a mapping of keys."),
+        ("audit: {keep: 1h}", ":8 audit.keep: \"1h\" is out of range. Write forever, or a duration of 1d to 36500d."),
+        (
+            "audit: {keep: ever}",
+            ":8 audit.keep: \"ever\" is not a duration. Write forever, or a duration of 1d to 36500d.",
+        ),
+        (
+            "audit: {dir: Cargo.toml}",
+            ":8 audit.dir: \"Cargo.toml\" is a file. Write the path of a directory; it is made where it is not there.",
+        ),
+        (
+            "audit: {segment_bytes: 1KiB}",
+            ":8 audit.segment_bytes: \"1KiB\" is out of range. Write 1048576 to 1073741824 bytes.",
+        ),
+    ] {
+        assert_eq!(problems(&format!("{MINIMAL}\n{text}")), [want], "{text}");
+    }
+}
+
 #[test]
 fn the_order_of_keys_does_not_matter() {
     let directory = example_directory();
@@ -480,9 +513,10 @@ fn the_order_of_keys_does_not_matter() {
             _ => sections.push(format!("{line}\n")),
         }
     }
-    // All but the routes' line numbers.
+    // All but the text's hash and the routes' line numbers.
     let told = |text: &str| {
-        let config = format!("{:?}", parse_in(directory.path(), text).unwrap());
+        let config = Config { sha256: [0; 32], ..parse_in(directory.path(), text).unwrap() };
+        let config = format!("{config:?}");
         let parts = config.split("line: ").map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit()).to_owned());
         parts.collect::<Vec<_>>()
     };

@@ -9,6 +9,9 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use proptest::prelude::*;
 use signer_requests::{Body, CLAIM_MAX, Cast, DEPOSIT, DEPOSIT_MAX, Draft, OPEN_SLOT, SALT, key, pay_to, rules};
 use turnpike::amount::Amount;
+use turnpike::audit::Position;
+use turnpike::audit::checkpoint::{Checkpoint, RecordId};
+use turnpike::clock::UnixMillis;
 use turnpike::policy::{Policy, PolicyError};
 use turnpike::scheme::svm::program::{self, Call, Share, all_to};
 use turnpike::scheme::svm::transaction::{AccountMeta, Instruction, Transaction};
@@ -694,6 +697,11 @@ fn a_kind_that_is_switched_off_is_refused_first() {
             cumulative: 1,
             valid_before: 1,
         },
+        SigningRequest::AuditCheckpoint(Checkpoint {
+            record: RecordId([1; 16]),
+            head: Position::default(),
+            time: UnixMillis(1),
+        }),
     ];
     assert_eq!(requests.iter().map(SigningRequest::kind).collect::<Vec<_>>(), KINDS);
     for request in requests {

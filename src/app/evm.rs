@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::audit::Audited;
 use super::observe;
 use super::{Start, StartError};
 use crate::amount::Amount;
+use crate::audit::log::AuditLog;
 use crate::chain::evm::fees::FeeLimits;
 use crate::chain::evm::key::GasKey;
 use crate::chain::evm::rpc::{EvmRpc, EvmRpcOptions};
@@ -50,6 +52,7 @@ pub(super) struct EvmAccount {
     pub(super) network: Network,
     pub(super) sellers: Vec<Arc<EvmSeller>>,
     pub(super) signer: Arc<dyn EvmSigner>,
+    pub(super) policy: Arc<EvmPolicy>,
     pub(super) settlement: Arc<EvmSettlement>,
     facilitator: Arc<dyn X402Facilitator>,
     authorizer: Arc<ThresholdAuthorizer>,
@@ -64,6 +67,7 @@ pub(super) struct Shared<'a> {
     pub(super) telemetry: &'a Arc<Telemetry>,
     pub(super) ledger: &'a Arc<Ledger<Evm>>,
     pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) audit: Option<&'a Arc<AuditLog>>,
 }
 
 /// Starts every EVM network of the configuration.
@@ -87,12 +91,16 @@ pub(super) async fn start(shared: &Shared<'_>) -> Result<Vec<EvmAccount>, StartE
 impl EvmAccount {
     /// Starts a network with its tokens; the first entry says how the network is reached.
     async fn start(entries: &[(&NetworkConfig, &EvmConfig)], shared: &Shared<'_>) -> Result<Self, StartError> {
-        let Shared { config, telemetry, ledger, clock } = *shared;
+        let Shared { config, telemetry, ledger, clock, audit } = *shared;
         let (network, evm) = *entries.first().ok_or(()).map_err(|()| "no entry").start("networks")?;
         let signer: Arc<dyn EvmSigner> = Arc::new(observe::TimedEvm {
             telemetry: Arc::clone(telemetry),
             inner: Arc::new(open_signer(config, rules(entries, config))?),
         });
+        let signer = match audit {
+            Some(log) => Arc::new(Audited { log: Arc::clone(log), inner: signer }),
+            None => signer,
+        };
         let seller = |(network, evm): &(&NetworkConfig, &EvmConfig)| {
             Arc::new(EvmSeller {
                 network: network.network.clone(),
@@ -124,7 +132,11 @@ impl EvmAccount {
             policy: Arc::clone(&policy),
             cost: way.cost,
             clock: Arc::clone(clock),
-            observer: Arc::new(observe::EvmBatches { telemetry: Arc::clone(telemetry), sellers: sellers.clone() }),
+            observer: Arc::new(observe::EvmBatches {
+                telemetry: Arc::clone(telemetry),
+                sellers: sellers.clone(),
+                audit: audit.cloned(),
+            }),
         };
         let settlement = Arc::new(EvmSettlement::new(parts, settlement_options(config, &sellers)));
         for seller in &sellers {
@@ -133,11 +145,12 @@ impl EvmAccount {
                 "selling for {}", seller.asset.symbol
             );
         }
-        let authorizer = Arc::new(ThresholdAuthorizer::new(Arc::clone(&signer), policy));
+        let authorizer = Arc::new(ThresholdAuthorizer::new(Arc::clone(&signer), Arc::clone(&policy)));
         Ok(Self {
             network: network.network.clone(),
             sellers,
             signer,
+            policy,
             settlement,
             facilitator: way.facilitator,
             authorizer,

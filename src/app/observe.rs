@@ -1,11 +1,15 @@
-//! Where the parts' events become metrics: small adapters, so that the parts themselves name no metric.
+//! Where the parts' events become metrics, and some of them entries of the audit record: small adapters, so that the parts
+//! themselves name neither.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
 use crate::amount::Amount;
+use crate::audit::log::AuditLog;
+use crate::audit::{Entry, Kind};
 use crate::chain::svm;
 use crate::clock::{Clock, SystemClock};
 use crate::facilitator::http;
@@ -35,6 +39,7 @@ impl svm::Observer for Rpc {
 pub(super) struct Batches {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) seller: Arc<Seller>,
+    pub(super) audit: Option<Arc<AuditLog>>,
 }
 
 const fn kind_label(kind: BatchKind) -> &'static str {
@@ -75,9 +80,18 @@ impl settlement::Observer for Batches {
         self.count(batch.kind, "dropped");
     }
 
-    fn refused(&self, kind: BatchKind, _lines: &[(Key, Amount)], _why: &str) {
+    fn refused(&self, kind: BatchKind, lines: &[(Key, Amount)], why: &str) {
         self.count(kind, "refused");
+        tell_refused(self.audit.as_deref(), kind_label(kind), lines, why);
     }
+}
+
+/// Tells the audit record of a batch that was not signed. Where its signer was asked, that is recorded too.
+fn tell_refused<Id: fmt::Display>(log: Option<&AuditLog>, what: &str, lines: &[(Id, Amount)], why: &str) {
+    let Some(log) = log else { return };
+    let lines: Vec<_> = lines.iter().map(|(id, amount)| (id.to_string(), amount.to_string())).collect();
+    let entry = Entry::new(Kind::Refusal).text("rule", "settlement").text("mode", "enforced").text("what", what);
+    log.note(entry.json("channels", &lines).text("why", why));
 }
 
 /// What the settlements of all networks tell, put together.
@@ -114,6 +128,7 @@ impl SettlementStatus {
 pub(super) struct EvmBatches {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) sellers: Vec<Arc<EvmSeller>>,
+    pub(super) audit: Option<Arc<AuditLog>>,
 }
 
 const fn evm_kind_label(kind: EvmBatchKind) -> &'static str {
@@ -151,8 +166,9 @@ impl settlement::evm::EvmObserver for EvmBatches {
         self.count(batch.kind, "dropped");
     }
 
-    fn refused(&self, kind: EvmBatchKind, _lines: &[(B256, Amount)], _why: &str) {
+    fn refused(&self, kind: EvmBatchKind, lines: &[(B256, Amount)], why: &str) {
         self.count(kind, "refused");
+        tell_refused(self.audit.as_deref(), evm_kind_label(kind), lines, why);
     }
 }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::evm::EvmAccount;
-use super::{Account, Accounts, observe};
+use super::{Account, Accounts, audit, observe};
 use crate::admin::{Admin, Part};
 use crate::amount::Amount;
+use crate::audit::Recorder;
+use crate::audit::log::AuditLog;
 use crate::chain::rpc::EndpointHealth;
 use crate::config::Config;
 use crate::ledger::Ledger;
@@ -33,6 +35,7 @@ pub(super) fn admin(
     evm: Option<&Arc<Ledger<Evm>>>,
     accounts: &Arc<Accounts>,
     config: &Config,
+    log: Option<&Arc<AuditLog>>,
 ) -> Admin {
     telemetry.exposure_max.set(amount_value(config.settlement.exposure_max));
     let refresh = {
@@ -53,19 +56,25 @@ pub(super) fn admin(
     };
     let parts = {
         let (ledger, evm, accounts) = (Arc::clone(ledger), evm.cloned(), Arc::clone(accounts));
+        let log = log.cloned();
         move || {
             let state = ledger.health().and_then(|()| evm.as_ref().map_or(Ok(()), |evm| evm.health()));
             let mut parts = vec![Part { name: "ledger", vital: true, state }];
+            if let Some(log) = &log {
+                let state = log.health().map_err(|error| error.to_string());
+                parts.push(Part { name: "audit", vital: true, state });
+            }
             accounts.svm.iter().for_each(|account| svm_parts(account, &mut parts));
             accounts.evm.iter().for_each(|account| evm_parts(account, &mut parts));
             parts
         }
     };
     let settle = {
-        let accounts = Arc::clone(accounts);
+        let (accounts, log) = (Arc::clone(accounts), log.cloned());
         move || -> crate::admin::Settled {
-            let accounts = Arc::clone(&accounts);
+            let (accounts, log) = (Arc::clone(&accounts), log.clone());
             Box::pin(async move {
+                audit::admin(log.as_ref(), "settle").await.map_err(|error| error.to_string())?;
                 let settled = settle_all(&accounts).await;
                 let lines: Vec<Value> = settled.lines.iter().map(|line| json!(line)).collect();
                 Ok(json!({ "lines": lines, "failures": settled.failures }))

@@ -1,10 +1,14 @@
 //! What policies need of the outside: compliance lists, and whom to tell.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::{Start, StartError};
+use crate::audit::Entry;
+use crate::audit::log::AuditLog;
 use crate::config::{Config, ScreeningServiceConfig};
 use crate::gate::PolicyOptions;
+use crate::gate::policy::{Decision, Observer};
 use crate::ledger::Purse;
 use crate::screening::file::FileScreen;
 use crate::screening::http::{HttpScreen, HttpScreenOptions};
@@ -12,12 +16,29 @@ use crate::screening::{Screen, Screens};
 use crate::telemetry::Telemetry;
 
 /// What holds on all routes.
-pub(super) fn options(config: &Config, telemetry: &Arc<Telemetry>) -> Result<PolicyOptions, StartError> {
+pub(super) fn options(
+    config: &Config,
+    telemetry: &Arc<Telemetry>,
+    log: Option<&Arc<AuditLog>>,
+) -> Result<PolicyOptions, StartError> {
     let screen = screen(config, telemetry)?;
     if config.policy.shadow {
         tracing::warn!("policy.shadow: what policy refuses is only counted and logged, and served all the same");
     }
-    Ok(PolicyOptions { shadow: config.policy.shadow, screen, observer: None })
+    let observer = log.map(|log| -> Arc<dyn Observer> { Arc::new(Recorded(Arc::clone(log))) });
+    Ok(PolicyOptions { shadow: config.policy.shadow, screen, observer })
+}
+
+/// Tells the audit record of refusals. They may come in any number and cost nobody anything, so none is waited for: where
+/// too many come at once, the record says how many it has not taken.
+struct Recorded(Arc<AuditLog>);
+
+impl Observer for Recorded {
+    fn on_decision(&self, decision: &Decision<'_>) {
+        let payer = decision.payer.as_ref().map(|payer| -> &dyn Display { payer });
+        let (rule, mode) = (decision.rule.as_str(), decision.mode.as_str());
+        self.0.note(Entry::refusal(rule, mode, decision.route, payer, decision.amount));
+    }
 }
 
 /// What payers have at risk is summed up where that has a limit.

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::audit::Audited;
 use super::observe;
 use super::{Start, StartError};
 use crate::amount::Amount;
+use crate::audit::log::AuditLog;
 use crate::chain::Chain;
 use crate::chain::sandbox::Sandbox;
 use crate::chain::svm::{SvmRpc, SvmRpcOptions};
@@ -33,7 +35,7 @@ pub(super) struct Account {
     pub(super) chain: Arc<dyn Chain>,
     pub(super) rpc: SvmRpc,
     pub(super) signer: Arc<dyn Signer>,
-    policy: Arc<Policy>,
+    pub(super) policy: Arc<Policy>,
     pub(super) settlement: Arc<Settlement>,
 }
 
@@ -44,6 +46,7 @@ pub(super) struct Shared<'a> {
     pub(super) telemetry: &'a Arc<Telemetry>,
     pub(super) ledger: &'a Arc<Ledger>,
     pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) audit: Option<&'a Arc<AuditLog>>,
 }
 
 /// Starts every Solana network of the configuration.
@@ -59,12 +62,16 @@ pub(super) async fn start(shared: &Shared<'_>) -> Result<Vec<Account>, StartErro
 
 impl Account {
     async fn start(network: &NetworkConfig, svm: &SvmConfig, shared: &Shared<'_>) -> Result<Self, StartError> {
-        let Shared { config, sandbox, telemetry, ledger, clock } = *shared;
+        let Shared { config, sandbox, telemetry, ledger, clock, audit } = *shared;
         let pay_to = pay_to(network, svm, sandbox)?;
         let signer: Arc<dyn Signer> = Arc::new(observe::Timed {
             telemetry: Arc::clone(telemetry),
             inner: Arc::new(open_signer(config, rules(network, svm, config, pay_to))?),
         });
+        let signer = match audit {
+            Some(log) => Arc::new(Audited { log: Arc::clone(log), inner: signer }),
+            None => signer,
+        };
         let group = signer.public_key();
         if let Some(sandbox) = sandbox {
             sandbox.chain().airdrop(&group, SANDBOX_LAMPORTS).start("sandbox")?;
@@ -98,7 +105,11 @@ impl Account {
             Arc::clone(&policy),
             Arc::clone(clock),
             settlement_options(config, &seller),
-            Arc::new(observe::Batches { telemetry: Arc::clone(telemetry), seller: Arc::clone(&seller) }),
+            Arc::new(observe::Batches {
+                telemetry: Arc::clone(telemetry),
+                seller: Arc::clone(&seller),
+                audit: audit.cloned(),
+            }),
         );
         tracing::info!(network = %seller.network, %pay_to, key = %group, "selling for {}", seller.asset.symbol);
         Ok(Self { seller, chain, rpc, signer, policy, settlement: Arc::new(settlement) })

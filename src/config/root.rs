@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
+use sha2::{Digest, Sha256};
 
 use super::money::Assets;
 use super::network::{self, Networks};
@@ -15,7 +16,7 @@ use super::reader::{Complaint, Context, Map, Value};
 use super::route::RouteConfig;
 use super::routes::{self, Surroundings};
 use super::server::{self, Server, or};
-use super::{Config, Env, SettlementConfig, SignerConfig, Unlisted, policy, settlement, signer, yaml};
+use super::{Config, Env, SettlementConfig, SignerConfig, Unlisted, audit, policy, settlement, signer, yaml};
 
 const MINUTE: u64 = 60;
 const DAY: u64 = 24 * 60 * MINUTE;
@@ -34,7 +35,7 @@ pub(super) fn read(path: &Path, text: &str, env: &Env<'_>) -> Result<(Config, Ve
         warnings: RefCell::new(Vec::new()),
     };
     let want = "a mapping that begins with upstream, network and routes";
-    let config = tree.and_then(|tree| Value::root(&cx, &tree).map(want, |root| whole(root, path)).flatten());
+    let config = tree.and_then(|tree| Value::root(&cx, &tree).map(want, |root| whole(root, path, text)).flatten());
     let mut problems = cx.problems.into_inner();
     match config {
         Some(config) if problems.is_empty() => Ok((config, cx.warnings.into_inner())),
@@ -50,7 +51,7 @@ pub(super) fn read(path: &Path, text: &str, env: &Env<'_>) -> Result<(Config, Ve
 }
 
 /// Reads every part, then puts them together where all are there.
-fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
+fn whole(root: &mut Map<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let networks = network::read(root);
     let families = networks.as_ref().map(Networks::families);
     // Where the networks are wrong, prices are checked as if they were in USDC.
@@ -79,6 +80,7 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
         value.choice(&[("deny", Unlisted::Deny), ("free", Unlisted::Free)])
     });
     let store = store(root, families.is_some_and(|families| families.sandbox));
+    let audit = audit::read(root, store.as_ref().and_then(|store| store.as_deref()));
     let server = server::read(root, client_waits);
     let policing = policy::Around { assets: &assets, families };
     let policy = policy::read(root, policing);
@@ -105,6 +107,7 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
     check_listeners(root, &networks, &server);
     Some(Config {
         source: path.to_owned(),
+        sha256: Sha256::digest(text).into(),
         upstream: upstreams.default?,
         upstreams: upstreams.named?,
         networks: networks.networks,
@@ -115,6 +118,7 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<Config> {
         admin: server.admin,
         tls: server.tls,
         store: store?,
+        audit: audit?,
         signer: signer?,
         withdraw_delay: withdraw_delay?,
         max_timeout: max_timeout?,

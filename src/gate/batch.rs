@@ -117,7 +117,7 @@ impl Gate {
         if let Some(telemetry) = &self.options.telemetry {
             telemetry.reserve_seconds.observe(started.elapsed().as_secs_f64());
         }
-        let reservation = reservation?.counting(held);
+        let reservation = reservation?.on_route(context.prepared.name()).counting(held);
         if hopeless {
             return Err(Denial::busy("the channel's record changed meanwhile; try again"));
         }

@@ -167,7 +167,7 @@ impl Prepared {
         Self { route: Arc::clone(route), offers, offers_v1, extensions: Arc::clone(extensions) }
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &Arc<str> {
         &self.route.name
     }
 

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::book::{Closing, Slot};
 use super::channel::{ChainState, Channel, ChannelOf, ChannelTerms, Denied, Family};
 use super::payers::Allowance;
-use super::store::{AnswerRecord, ChannelRecord, RecordOf, StoreError, Write};
+use super::store::{About, AnswerRecord, ChannelRecord, Charged, RecordOf, StoreError, Write};
 use super::turns::{Answer, Core, hand_out};
 use crate::amount::Amount;
 
@@ -44,6 +44,8 @@ pub(super) type Keep<F> = Box<dyn FnOnce(&RecordOf<F>) -> AnswerRecord + Send>;
 
 /// What becomes durable together with a change.
 pub(super) struct Also<F: Family> {
+    /// What a charge is for.
+    pub(super) charged: Option<Charged>,
     /// An answer.
     pub(super) keep: Option<Keep<F>>,
     /// What the payer spends by it.
@@ -55,10 +57,32 @@ pub(super) struct Also<F: Family> {
 enum Planned<F: Family> {
     /// There is nothing to write.
     Nothing,
-    /// The channel's next state, and what to write.
-    Change(ChannelOf<F>, Write<F>),
+    /// The channel's next state, what to write, and its state before.
+    Change(ChannelOf<F>, Write<F>, ChannelOf<F>),
     /// Another change is under way.
     Wait(oneshot::Receiver<Pen<F>>),
+}
+
+/// A change on its way to the store.
+struct Writing<F: Family> {
+    write: Write<F>,
+    before: ChannelOf<F>,
+    charged: Option<Charged>,
+}
+
+impl<F: Family> Writing<F> {
+    /// All that is written together.
+    fn writes(self, kept: Option<AnswerRecord>, tells: bool) -> Vec<Write<F>> {
+        let Self { write, before, charged } = self;
+        let about = (tells && matches!(write, Write::Channel(_))).then(|| {
+            let (charged_before, closed) = (before.charged, before.closed);
+            let known = |amount: Amount| if before.known { amount } else { Amount::ZERO };
+            let (deposit, claimed) = (known(before.on_chain.deposit()), known(before.on_chain.claimed()));
+            Write::About(Box::new(About { charge: charged, charged: charged_before, deposit, claimed, closed }))
+        });
+        let answer = kept.map(|kept| Write::Answer(Box::new(kept)));
+        [Some(write), about, answer].into_iter().flatten().collect()
+    }
 }
 
 impl<F: Family> Core<F> {
@@ -70,7 +94,7 @@ impl<F: Family> Core<F> {
         plan: Plan<F>,
         begun: impl FnOnce(),
     ) -> Result<Option<RecordOf<F>>, StoreError> {
-        self.change_also(id, plan, Also { keep: None, held: None }, begun).await
+        self.change_also(id, plan, Also { charged: None, keep: None, held: None }, begun).await
     }
 
     /// The same, together with what else is to be durable.
@@ -94,13 +118,14 @@ impl<F: Family> Core<F> {
                 Planned::Nothing => return Ok(None),
                 // A change that ends without handing its pen on leaves the channel unwritten: then it is our turn.
                 Planned::Wait(turn) => pen = turn.await.ok(),
-                Planned::Change(next, write) => {
-                    break (pen.unwrap_or_else(|| Pen { core: Arc::clone(self), id, writing: false }), next, write);
+                Planned::Change(next, write, before) => {
+                    let pen = pen.unwrap_or_else(|| Pen { core: Arc::clone(self), id, writing: false });
+                    break (pen, next, Writing { write, before, charged: also.charged });
                 }
             }
         };
         // Before the point of no return, so that a fault in it changes nothing.
-        let kept = match (&write, also.keep) {
+        let kept = match (&write.write, also.keep) {
             (Write::Channel(record), Some(keep)) => Some(keep(record)),
             _ => None,
         };
@@ -114,7 +139,7 @@ impl<F: Family> Core<F> {
         mut pen: Pen<F>,
         plan: Plan<F>,
         next: ChannelOf<F>,
-        write: Write<F>,
+        write: Writing<F>,
         kept: Option<AnswerRecord>,
         held: Option<Allowance>,
     ) -> impl Future<Output = Result<RecordOf<F>, StoreError>> + Send + use<F> {
@@ -122,8 +147,7 @@ impl<F: Family> Core<F> {
         let core = Arc::clone(self);
         async move {
             let mark = kept.as_ref().map(AnswerRecord::mark);
-            let mut writes = vec![write];
-            writes.extend(kept.map(|kept| Write::Answer(Box::new(kept))));
+            let mut writes = write.writes(kept, core.store.tells());
             writes.extend(held.as_ref().and_then(Allowance::spend).map(|spend| Write::Spend(Box::new(spend))));
             let written = core.store.write(writes).await;
             if let Err(error) = &written {
@@ -189,11 +213,11 @@ impl<F: Family> Core<F> {
         }
         if next.known {
             let record = ChannelRecord::of(slot.terms.clone(), &next);
-            return Ok(Planned::Change(next, Write::Channel(Box::new(record))));
+            return Ok(Planned::Change(next, Write::Channel(Box::new(record)), channel));
         }
         // No request may come in while it is being forgotten.
-        slot.put(&Channel { closed: true, ..channel });
-        Ok(Planned::Change(next, Write::ForgetChannel(slot.terms.id())))
+        slot.put(&Channel { closed: true, ..channel.clone() });
+        Ok(Planned::Change(next, Write::ForgetChannel(slot.terms.id()), channel))
     }
 
     /// The state after a plan; `None` where nothing durable changes.

@@ -93,6 +93,7 @@ impl<F: Family> Durable<F> {
         for write in writes {
             match write {
                 Write::Channel(channel) => drop(self.channels.insert(channel.terms.id(), *channel)),
+                Write::About(_) => {}
                 Write::ForgetChannel(id) => drop(self.channels.remove(&id)),
                 Write::Batch(batch) => drop(self.batches.insert(batch.key(), *batch)),
                 Write::Metered(metered) => drop(self.metered.insert(metered.key(), *metered)),

@@ -20,13 +20,15 @@ use std::time::Duration;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use self::reader::Reader;
 use self::tables::{Sellers, Tables};
 use super::channel::{Evm, Svm};
 use super::store::{Answer, RecordOf, Snapshot, Store, StoreError, TakeChannel, Write};
+use super::told::{self, Told};
+use crate::audit::{Entry, Pending, Position, Recorder};
 use crate::telemetry::Telemetry;
 
 /// Channels that a load hands over at a time.
@@ -47,6 +49,9 @@ pub struct Settings {
     pub check: bool,
     /// Where flushes are timed.
     pub telemetry: Option<Arc<Telemetry>>,
+    /// The audit record that is told of everything before it takes effect. With one, the store is to be opened on a
+    /// thread that may block.
+    pub recorder: Option<Arc<dyn Recorder>>,
 }
 
 impl Default for Settings {
@@ -57,6 +62,7 @@ impl Default for Settings {
             checkpoint_pages: 4000,
             check: false,
             telemetry: None,
+            recorder: None,
         }
     }
 }
@@ -68,10 +74,11 @@ pub struct SqliteStore {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     path: PathBuf,
+    tells: bool,
 }
 
 /// A family whose records this store keeps.
-trait Kept: Tables {
+trait Kept: Tables + Told {
     /// Its writes among those of all families.
     fn writes(writes: Vec<Write<Self>>) -> Writes;
     /// Its sellers among those of all families.
@@ -112,6 +119,13 @@ impl Kept for Evm {
 }
 
 impl Writes {
+    fn tell(&self, stands_on: u64, entries: &mut Vec<Entry>) {
+        match self {
+            Self::Svm(writes) => told::tell(writes, stands_on, entries),
+            Self::Evm(writes) => told::tell(writes, stands_on, entries),
+        }
+    }
+
     fn carry_out(&self, connection: &Connection, known: &mut Known) -> rusqlite::Result<()> {
         match self {
             Self::Svm(writes) => writes.iter().try_for_each(|write| tables::write(connection, &mut known.svm, write)),
@@ -143,7 +157,9 @@ impl SqliteStore {
         let connection = connect(path, &settings).map_err(|why| at(path, &why))?;
         let reader = Some(Reader::open(path)?);
         let (jobs, queue) = mpsc::channel(settings.writes_waiting_max.max(1));
-        let writer = Writer { connection, known: Known::default(), settings, path: path.to_owned(), failed: None };
+        let (tells, stands_on) = (settings.recorder.is_some(), reconcile(&connection, &settings, path)?);
+        let (path_of, known) = (path.to_owned(), Known::default());
+        let writer = Writer { connection, known, settings, path: path_of, stands_on, failed: None };
         let thread = std::thread::Builder::new()
             .name("ledger-writer".to_owned())
             .spawn(move || {
@@ -152,7 +168,7 @@ impl SqliteStore {
                 drop(lock);
             })
             .map_err(|error| StoreError(format!("no thread for the ledger's writer: {error}")))?;
-        Ok(Self { reader, jobs: Some(jobs), thread: Some(thread), path: path.to_owned() })
+        Ok(Self { reader, jobs: Some(jobs), thread: Some(thread), path: path.to_owned(), tells })
     }
 
     async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
@@ -222,6 +238,10 @@ impl<F: Kept> Store<F> for SqliteStore {
         self.ask(Job::Read(Box::new(job)), outcome).await
     }
 
+    fn tells(&self) -> bool {
+        self.tells
+    }
+
     async fn answer(&self, place: u64) -> Result<Option<Answer>, StoreError> {
         match &self.reader {
             Some(reader) => reader.answer(F::TEXTS.answer, place).await,
@@ -236,6 +256,8 @@ struct Writer {
     known: Known,
     settings: Settings,
     path: PathBuf,
+    /// The place in the audit record of the last transaction.
+    stands_on: Position,
     failed: Option<StoreError>,
 }
 
@@ -282,13 +304,58 @@ impl Writer {
         }
     }
 
-    fn transact(&mut self, writes: &[Call]) -> rusqlite::Result<()> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    /// The entries are on their way to the disk while the statements run, and are there before the transaction is
+    /// committed. So no charge is without its entry; an entry without its charge is what
+    /// [`Recorder::reconcile`] finds.
+    fn transact(&mut self, writes: &[Call]) -> Result<(), String> {
+        let pending = self.record(writes);
+        let text = |error: rusqlite::Error| error.to_string();
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(text)?;
         for (writes, _) in writes {
-            writes.carry_out(&transaction, &mut self.known)?;
+            writes.carry_out(&transaction, &mut self.known).map_err(text)?;
         }
-        transaction.commit()
+        if let Some(pending) = pending {
+            let place = pending.durable_blocking().map_err(|error| error.to_string())?;
+            tables::stand_on(&transaction, &place).map_err(text)?;
+            self.stands_on = place;
+        }
+        transaction.commit().map_err(text)
     }
+
+    fn record(&self, writes: &[Call]) -> Option<Pending> {
+        let recorder = self.settings.recorder.as_ref()?;
+        let mut entries = Vec::with_capacity(writes.len());
+        writes.iter().for_each(|(writes, _)| writes.tell(self.stands_on.seq, &mut entries));
+        (!entries.is_empty()).then(|| recorder.submit(entries))
+    }
+}
+
+/// Clears up between the file and its audit record, and gives the place that the file stands on.
+fn reconcile(connection: &Connection, settings: &Settings, path: &Path) -> Result<Position, StoreError> {
+    let place = tables::stands_on(connection).map_err(|why| at(path, &why))?;
+    let Some(recorder) = &settings.recorder else { return Ok(place) };
+    let now = recorder.reconcile(place).map_err(|error| StoreError(error.to_string()))?;
+    if now != place {
+        tables::stand_on(connection, &now).map_err(|why| at(path, &why))?;
+    }
+    Ok(now)
+}
+
+/// The place in the audit record that a ledger's file stands on; `None` where it never stood on one. The file is only
+/// read, and may be in use.
+///
+/// # Errors
+/// [`StoreError`] where it cannot be read.
+pub fn stands_on(path: &Path) -> Result<Option<Position>, StoreError> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|why| at(path, &why))?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(|why| at(path, &why))?;
+    tables::recognize(&connection).map_err(|why| at(path, &why))?;
+    if !tables::knows_records(&connection).map_err(|why| at(path, &why))? {
+        return Ok(None);
+    }
+    let place = tables::stands_on(&connection).map_err(|why| at(path, &why))?;
+    Ok(Some(place).filter(|place| place.seq > 0))
 }
 
 fn at(path: &Path, why: &impl std::fmt::Display) -> StoreError {

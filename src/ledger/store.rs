@@ -242,11 +242,37 @@ pub struct SpentRecord {
     pub amount: Amount,
 }
 
+/// A request's charge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charged {
+    /// How much.
+    pub amount: Amount,
+    /// What was paid for, where whoever charged has said so.
+    pub route: Option<Arc<str>>,
+}
+
+/// What a change of a channel means: what was charged, and how the channel was before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// The charge, where it is one.
+    pub charge: Option<Charged>,
+    /// All that was charged before.
+    pub charged: Amount,
+    /// What was deposited before; nothing on a channel that was not known.
+    pub deposit: Amount,
+    /// What was claimed before.
+    pub claimed: Amount,
+    /// Whether it took no payments before.
+    pub closed: bool,
+}
+
 /// One thing to make durable.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write<F: Family = Svm> {
     /// Inserts or replaces a channel.
     Channel(Box<RecordOf<F>>),
+    /// What the change of the channel written just before means; for the audit record, where the store keeps one.
+    About(Box<About>),
     /// Forgets a channel that is gone from the chain and owes nothing.
     ForgetChannel(F::Id),
     /// Inserts or replaces a batch.
@@ -322,6 +348,10 @@ pub trait Store<F: Family = Svm>: Send + Sync {
     async fn write(&self, writes: Vec<Write<F>>) -> Result<(), StoreError>;
     /// The newest batches, newest first, for people and reconciliation.
     async fn batches(&self, limit: usize) -> Result<Vec<F::Batch>, StoreError>;
+    /// Whether it tells an audit record of what it writes, so that each change must come with what it means.
+    fn tells(&self) -> bool {
+        false
+    }
     /// A kept answer; `None` where it is not there. Does not wait for writes and does not hold them up. A store that
     /// keeps none says `None`: then a client that asks for a lost answer is served like any other.
     async fn answer(&self, _place: u64) -> Result<Option<Answer>, StoreError> {

@@ -216,6 +216,7 @@ impl<F: Family> Core<F> {
             amount,
             charge: None,
             held: None,
+            route: None,
             over: false,
         })
     }

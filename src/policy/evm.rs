@@ -8,6 +8,7 @@
 
 use super::{Approved, PolicyError};
 use crate::amount::Amount;
+use crate::audit::checkpoint::Checkpoint;
 use crate::scheme::evm::eip712::ChannelConfig;
 use crate::x402::evm::{Address, AnySignature, U256};
 
@@ -28,6 +29,8 @@ pub enum EvmRequest {
         /// What is refunded.
         refund: EvmRefund,
     },
+    /// The head of our own audit record. Its digest can be nothing that moves money.
+    AuditCheckpoint(Checkpoint),
 }
 
 /// The settlement contract on one chain.
@@ -74,6 +77,7 @@ impl EvmRequest {
         match self {
             Self::ClaimBatch { .. } => "claim_batch",
             Self::Refund { .. } => "refund",
+            Self::AuditCheckpoint(_) => "audit_checkpoint",
         }
     }
 
@@ -81,6 +85,7 @@ impl EvmRequest {
         let (claims, refund) = match self {
             Self::ClaimBatch { claims, .. } => (claims.as_slice(), None),
             Self::Refund { refund, .. } => (&[][..], Some(&refund.config)),
+            Self::AuditCheckpoint(_) => (&[][..], None),
         };
         claims.iter().map(|claim| &claim.config).chain(refund)
     }
@@ -115,7 +120,7 @@ impl EvmPolicy {
             EvmRequest::ClaimBatch { claims, .. } => {
                 claims.iter().fold(Amount::ZERO, |sum, claim| sum.saturating_add(claim.total_claimed))
             }
-            EvmRequest::Refund { .. } => Amount::ZERO,
+            EvmRequest::Refund { .. } | EvmRequest::AuditCheckpoint(_) => Amount::ZERO,
         };
         if moving > named {
             return Err(PolicyError::Books { moving, named });

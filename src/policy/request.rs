@@ -3,6 +3,7 @@
 //! A request says what is meant; the transaction beside it is what would be signed. [`super::Policy`] compares it with
 //! the books and approves it, the signer compares the two with each other and with its own rules.
 
+use crate::audit::checkpoint::Checkpoint;
 use crate::scheme::svm::transaction::Transaction;
 use crate::x402::{Key, Network};
 
@@ -62,6 +63,8 @@ pub enum SigningRequest {
         /// Unix seconds; the consent ends before.
         valid_before: i64,
     },
+    /// The head of our own audit record. Its message can be nothing that moves money.
+    AuditCheckpoint(Checkpoint),
 }
 
 /// A setup transaction that a client makes and we pay the fee of.
@@ -100,6 +103,7 @@ impl SigningRequest {
             Self::Close { .. } => "close",
             Self::Voucher { .. } => "voucher",
             Self::CloseAuthorization { .. } => "close_authorization",
+            Self::AuditCheckpoint(_) => "audit_checkpoint",
         }
     }
 }

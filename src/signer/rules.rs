@@ -71,8 +71,17 @@ pub mod rule {
 pub const CHANNELS_PER_TRANSACTION_MAX: usize = 4;
 
 /// The kinds of requests that a key may be allowed to sign, as [`SigningRequest::kind`] names them.
-pub const KINDS: [&str; 8] =
-    ["open", "top_up", "request_close", "claim", "distribute", "close", "voucher", "close_authorization"];
+pub const KINDS: [&str; 9] = [
+    "open",
+    "top_up",
+    "request_close",
+    "claim",
+    "distribute",
+    "close",
+    "voucher",
+    "close_authorization",
+    "audit_checkpoint",
+];
 
 /// What the operator allows a key to sign.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +199,8 @@ impl Judge {
             SigningRequest::CloseAuthorization { network, channel, cumulative, valid_before } => {
                 self.close_authorization(network, channel, *cumulative, *valid_before)
             }
+            // Nothing but the domain decides what the signature is good for, and the message is built here.
+            SigningRequest::AuditCheckpoint(checkpoint) => Ok(checkpoint.message()),
         }
     }
 

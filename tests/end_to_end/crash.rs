@@ -19,6 +19,7 @@ use turnpike::x402::header::{self, PAYMENT_REQUIRED};
 use turnpike::x402::wire::PaymentRequired;
 use turnpike::x402::{Key, Reason};
 
+use super::audit;
 use super::support::{Chain, PATIENCE, Turnpike, Upstream, address, balance, client, directory, keygen, rpc, wallet};
 
 /// How often the proxy is killed.
@@ -150,10 +151,44 @@ async fn no_charge_is_lost_none_is_doubled_and_every_answer_arrives() {
         for (got, task) in got.iter_mut().zip(load) {
             got.extend(timeout(PATIENCE, task).await.unwrap().unwrap());
         }
+        if !last {
+            told_is_recorded(&shop, &payers, &got);
+        }
         if last {
+            record_ties_out(&shop, &turnpike).await;
             ties_out(&shop, &turnpike, &payers, &got).await;
         }
     }
+}
+
+/// As the kill has left it, the audit record holds every charge that a client was told of.
+fn told_is_recorded(shop: &Shop, payers: &[Arc<Client>], got: &[Vec<Got>]) {
+    let entries = audit::entries(shop.place.path());
+    for (payer, got) in payers.iter().zip(got) {
+        let Some(last) = got.last() else { continue };
+        let (payer, total) = (payer.address().to_string(), last.total.to_string());
+        let recorded = entries.iter().any(|entry| {
+            entry["kind"] == "charge" && entry["payer"] == payer.as_str() && entry["total"] == total.as_str()
+        });
+        assert!(recorded, "{payer} was told of {total}");
+    }
+}
+
+/// Every charge of the ledger is in the audit record, and no more than those.
+async fn record_ties_out(shop: &Shop, turnpike: &Turnpike) {
+    let (_, body) = turnpike.admin(Method::GET, "/api/channels").await;
+    let channels: Value = serde_json::from_str(&body).unwrap();
+    let report = audit::verified(shop.place.path());
+    let sums = audit::charged(shop.place.path());
+    eprintln!("audit record: {} entries, void: {}, {}", report["entries"], report["voided"], report["remarks"]);
+    let mut charged = 0;
+    for channel in channels["channels"].as_array().unwrap() {
+        let id = channel["channel"].as_str().unwrap();
+        let sum = sums.get(id).copied().unwrap_or(0);
+        assert_eq!(sum.to_string(), channel["charged"].as_str().unwrap(), "channel {id}");
+        charged += usize::from(sum > 0);
+    }
+    assert_eq!(sums.len(), charged);
 }
 
 /// What clients got, what the ledger holds, what the upstream did and what the chain pays: one and the same.

@@ -9,7 +9,7 @@ use turnpike::client::http::Request;
 
 use super::client::Payer;
 use super::node::Node;
-use super::support::{Chain, address, balance, client, directory, keygen, project, rpc, wallet};
+use super::support::{BINARY, Chain, address, balance, client, directory, keygen, project, rpc, wallet};
 use super::world::{FUNDS, Facilitator, Shop, evm_shares, with_both};
 
 with_both!(solana_and_evm_are_paid_side_by_side);
@@ -45,7 +45,7 @@ async fn solana_and_evm_are_paid_side_by_side(facilitator: Facilitator) {
     let payer = Payer::new(1);
     let solana = format!("{{ network: solana-devnet, pay_to: {solana_pay_to}, rpc_url: '{}' }}", chain.url);
     let signer = format!("{signer}{}", evm_shares(&place));
-    let shop = Shop::open_beside(&solana, &signer, place, Node::start(&[&payer], false), facilitator, ROUTES);
+    let mut shop = Shop::open_beside(&solana, &signer, place, Node::start(&[&payer], false), facilitator, ROUTES);
     let mut evm = shop.client(&payer, &json!({ "deposit": "5000" }));
 
     let quote = evm.ask(json!({ "do": "unpaid", "url": "/quote" }));
@@ -89,4 +89,37 @@ async fn solana_and_evm_are_paid_side_by_side(facilitator: Facilitator) {
     // The reference client asks the first offer of the scheme for it, whatever its network: here that is its own.
     assert_eq!(evm.refund("/usage", None)["amount"], "3000");
     assert_eq!(shop.balances(payer.address()).await, [FUNDS - 2000, 2000, 0]);
+    is_recorded(&mut shop);
+}
+
+/// The audit record of it all, once it is stopped: intact, signed by the keys of both families, and every charge in it.
+fn is_recorded(shop: &mut Shop) {
+    shop.turnpike.process.signal("-TERM");
+    assert!(shop.turnpike.process.child.wait().unwrap().success());
+    let audit = |args: &[&str]| {
+        let output = Command::new(BINARY).arg("audit").args(args).current_dir(shop.place.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let report: Value = serde_json::from_str(&audit(&["verify", "--json"])).unwrap();
+    assert_eq!((&report["checkpoints"], &report["otherKeys"]), (&json!(2), &json!({})), "{report}");
+    let exported = audit(&["export", "--format", "jsonl"]);
+    let entries: Vec<Value> = exported.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let charged = |network: &str, kind: &str, step: Option<&str>| -> u64 {
+        let of = entries.iter().filter(|entry| entry["network"] == network && entry["kind"] == kind);
+        let of = of.filter(|entry| step.is_none_or(|step| entry["step"] == step));
+        of.map(|entry| entry["amount"].as_str().unwrap().parse::<u64>().unwrap()).sum()
+    };
+    assert_eq!(charged(BASE_SEPOLIA, "charge", None), 2000);
+    assert_eq!(charged(SOLANA_DEVNET, "charge", None), 1000);
+    assert_eq!(charged(SOLANA_DEVNET, "metered", Some("charged")), 600);
+    for network in [BASE_SEPOLIA, SOLANA_DEVNET] {
+        assert_eq!(charged(network, "claimed", None), charged(network, "charge", None), "{network}");
+    }
+    for what in ["claim_batch", "refund", "claim", "distribute", "open", "voucher"] {
+        let asked = entries.iter().find(|entry| entry["kind"] == "signing_request" && entry["what"] == what);
+        let asked = &asked.unwrap_or_else(|| panic!("{what} was signed"))["seq"];
+        let answer = entries.iter().find(|entry| entry["kind"] == "signing_answer" && entry["request"] == *asked);
+        assert_eq!(answer.unwrap()["outcome"], "signed", "{what}");
+    }
 }

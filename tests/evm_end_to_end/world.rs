@@ -144,7 +144,7 @@ pub struct Shop {
     pub node: Node,
     _facilitator: Option<Script>,
     _upstream: Upstream,
-    _place: TempDir,
+    pub place: TempDir,
 }
 
 /// What its upstream answers: 503 below `/fail`, and elsewhere that 0.0003 of the token were used.
@@ -224,7 +224,7 @@ impl Shop {
         // No round of its own: a test says when it settles.
         let basis = format!("upstream: http://{}\nsettlement: {{ interval: 1h }}", upstream.address);
         let turnpike = Turnpike::serve(place.path(), &format!("{basis}\n{configuration}"));
-        Self { turnpike, node, _facilitator: facilitator, _upstream: upstream, _place: place }
+        Self { turnpike, node, _facilitator: facilitator, _upstream: upstream, place }
     }
 
     /// The TypeScript client with a payer's key; `settings` as in `pay_evm.mjs`.

@@ -165,7 +165,7 @@ impl Store for MemoryStore {
                     spent.push(SpentRecord { payer: spend.payer, scope: spend.scope, day, amount });
                 }
                 Write::ForgetSpent(before) => self.spent.lock().retain(|record| record.day >= before),
-                Write::ForgetChannel(_) | Write::Batch(_) => {}
+                Write::ForgetChannel(_) | Write::Batch(_) | Write::About(_) => {}
             }
         }
         Ok(())

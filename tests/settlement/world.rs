@@ -162,7 +162,8 @@ impl Store for TestStore {
                     | Write::Answer(_)
                     | Write::ForgetAnswers(_)
                     | Write::Spend(_)
-                    | Write::ForgetSpent(_) => {}
+                    | Write::ForgetSpent(_)
+                    | Write::About(_) => {}
                 }
             }
         }

@@ -55,6 +55,7 @@ pub fn digest(request: &EvmRequest) -> B256 {
             let channel = eip712::channel_id(&domain, &refund.config);
             eip712::refund_digest(&domain, &channel, refund.nonce, refund.amount)
         }
+        EvmRequest::AuditCheckpoint(checkpoint) => checkpoint.evm_digest(),
     }
 }
 

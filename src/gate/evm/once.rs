@@ -33,6 +33,7 @@ use super::super::refusal::Denial;
 use super::super::{Context, Gate, Held, Paid, Passed, Retry};
 use super::{EvmNetwork, LOOKS};
 use crate::amount::Amount;
+use crate::audit::{Entry, Kind, Position, Recorder};
 use crate::facilitator::interface::{InterfaceError, Payment, Settled};
 use crate::gate::batch::duplicate;
 use crate::ledger::Ledger;
@@ -106,6 +107,10 @@ impl Gate {
         ceiling: Option<Box<CheckedUpto>>,
     ) -> Result<Passed, Denial> {
         let evm = self.evm()?;
+        if let Some(recorder) = &self.options.recorder {
+            // Before anything is served that could not be settled.
+            recorder.health().map_err(|error| Denial::ours(error.to_string()))?;
+        }
         let network = evm.network(&context.offer)?.clone();
         let permit = Arc::clone(&evm.once_open)
             .try_acquire_owned()
@@ -153,6 +158,10 @@ impl OnceHold {
             ceiling.check_charge(charge)?;
             settlement.bring_to(charge);
         }
+        let told = match charge.is_zero() {
+            true => None,
+            false => Told::begin(gate, context, paid, charge, &settlement).await?,
+        };
         let ledger = Arc::clone(&gate.evm()?.ledger);
         let held = held.map(|held| held.charging(charge));
         let clock = Arc::clone(&gate.clock);
@@ -161,6 +170,9 @@ impl OnceHold {
             let _permit = permit;
             let settled =
                 if charge.is_zero() { Ok(Settled::default()) } else { settlement.run_counted(&ledger, held).await };
+            if let Some(told) = told {
+                told.end(&settled).await;
+            }
             if settled.is_ok() {
                 entered.keep(clock.now());
             }
@@ -172,6 +184,58 @@ impl OnceHold {
             Ok(Ok(settled)) => Ok(response(context, paid, charge, settled)),
             Ok(Err(error)) => Err(context.not_settled(payer, error)),
             Err(_) => Err(Denial::ours("a settlement ended without an answer")),
+        }
+    }
+}
+
+/// A payment of which the audit record knows that it is being settled.
+struct Told {
+    recorder: Arc<dyn Recorder>,
+    begun: Position,
+    payer: String,
+    amount: Amount,
+}
+
+impl Told {
+    /// Records that a charge is about to be settled. What cannot be recorded is not settled.
+    async fn begin(
+        gate: &Gate,
+        context: &Context,
+        paid: &Paid,
+        charge: Amount,
+        settlement: &Settlement,
+    ) -> Result<Option<Self>, Denial> {
+        let Some(recorder) = gate.options.recorder.clone() else { return Ok(None) };
+        let entry = Entry::new(Kind::Payment)
+            .text("step", "settling")
+            .text("network", &paid.network)
+            .text("asset", settlement.payment.requirements.get("asset").and_then(Value::as_str).unwrap_or_default())
+            .text("scheme", paid.scheme)
+            .text("payer", paid.payer)
+            .text("amount", charge)
+            .text("route", context.prepared.name());
+        let begun = recorder.record(entry).await.map_err(|error| {
+            tracing::error!(%error, "a payment is not settled");
+            Denial::ours("the payment cannot be recorded, so it is not settled; nothing was charged")
+        })?;
+        Ok(Some(Self { recorder, begun, payer: paid.payer.to_string(), amount: charge }))
+    }
+
+    /// Records what came of it. Where that fails the money may have moved all the same, and the record's end says so: a
+    /// payment that was begun and has no end.
+    async fn end(self, settled: &Result<Settled, InterfaceError>) {
+        let entry = Entry::new(Kind::Payment).number("begun", self.begun.seq).text("payer", self.payer);
+        let entry = match settled {
+            Ok(settled) => {
+                entry.text("step", "charged").text("amount", self.amount).text("transaction", &settled.transaction)
+            }
+            Err(InterfaceError::Unknown { transaction, detail }) => {
+                entry.text("step", "unknown").text_if("transaction", transaction.as_deref()).text("why", detail)
+            }
+            Err(error) => entry.text("step", "not_charged").text("why", error),
+        };
+        if let Err(error) = self.recorder.record(entry).await {
+            tracing::error!(%error, begun = self.begun.seq, "what came of a payment could not be recorded");
         }
     }
 }

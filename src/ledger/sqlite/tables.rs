@@ -17,6 +17,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Params, Row, TransactionBehavior, params};
 
 use crate::amount::Amount;
+use crate::audit::{EntryHash, Position};
 use crate::clock::{Day, UnixMillis};
 use crate::ledger::channel::{ChannelTerms, Family};
 use crate::ledger::payers::Spend;
@@ -31,7 +32,7 @@ const APPLICATION_ID: i32 = 0x5470_6B65;
 
 /// How the tables came to be what they are. A step that was released is never changed; another is added. The file's
 /// `user_version` says how many it has.
-pub(super) const STEPS: &[&str] = &[svm::FIRST, ANSWERS, evm::FIRST, SPENT];
+pub(super) const STEPS: &[&str] = &[svm::FIRST, ANSWERS, evm::FIRST, SPENT, AUDIT];
 
 /// How a family's records are rows.
 pub(super) trait Tables: Family {
@@ -134,6 +135,32 @@ CREATE TABLE evm_spent (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// The place in the audit record that the file stands on: the last entry that was written with what is in it.
+const AUDIT: &str = "
+CREATE TABLE audit (
+    one INTEGER PRIMARY KEY NOT NULL CHECK (one = 1),
+    seq INTEGER NOT NULL,
+    hash BLOB NOT NULL
+) STRICT;
+";
+
+/// Whether the file is of a form that stands on audit records.
+pub(super) fn knows_records(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'audit'", [], |row| row.get::<_, bool>(0))
+}
+
+/// The place in the audit record that the file stands on; that before the first entry where it never stood on one.
+pub(super) fn stands_on(connection: &Connection) -> rusqlite::Result<Position> {
+    let read = |row: &Row<'_>| Ok(Position { seq: unsigned(row.get(0)?), hash: EntryHash(row.get(1)?) });
+    let place = connection.query_row("SELECT seq, hash FROM audit", [], read).optional()?;
+    Ok(place.unwrap_or_default())
+}
+
+/// Keeps the place in the audit record that the file stands on.
+pub(super) fn stand_on(connection: &Connection, place: &Position) -> rusqlite::Result<()> {
+    run(connection, "INSERT OR REPLACE INTO audit VALUES (1, ?1, ?2)", params![signed(place.seq), place.hash.0])
+}
+
 /// Makes sure that the file is empty or a ledger, before anything is written to it.
 pub(super) fn recognize(connection: &Connection) -> Result<(), String> {
     let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i32>(0));
@@ -180,6 +207,8 @@ pub(super) fn write<F: Tables>(
             let seller = sellers.row(connection, channel.terms.seller())?;
             F::write_channel(connection, seller, channel)
         }
+        // It went to the audit record before.
+        Write::About(_) => Ok(()),
         Write::ForgetChannel(id) => run(connection, F::TEXTS.forget_channel, params![F::id_bytes(id)]),
         Write::Batch(batch) => F::write_batch(connection, batch),
         Write::Metered(metered) => F::write_metered(connection, sellers, metered),
@@ -406,6 +435,7 @@ mod tests {
         ANSWERS,
         evm::FIRST,
         SPENT,
+        AUDIT,
         "ALTER TABLE channels ADD COLUMN note TEXT; UPDATE channels SET note = 'kept'",
         "CREATE TABLE more (a); SELECT * FROM nowhere",
     ];
@@ -426,11 +456,12 @@ mod tests {
             )
             .unwrap();
         migrate(&mut connection, STEPS).unwrap();
-        migrate(&mut connection, &WIDER[..5]).unwrap();
+        let one_more = STEPS.len() + 1;
+        migrate(&mut connection, &WIDER[..one_more]).unwrap();
         assert_eq!(number(&connection, "SELECT count(*) FROM channels WHERE note = 'kept'"), 1);
-        assert_eq!(number(&connection, "PRAGMA user_version"), 5);
+        assert_eq!(number(&connection, "PRAGMA user_version"), i64::try_from(one_more).unwrap());
         assert!(migrate(&mut connection, WIDER).unwrap_err().contains("nowhere"));
-        assert_eq!(number(&connection, "PRAGMA user_version"), 5);
+        assert_eq!(number(&connection, "PRAGMA user_version"), i64::try_from(one_more).unwrap());
         assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name = 'more'"), 0);
         assert!(migrate(&mut connection, STEPS).unwrap_err().contains("newer Turnpike"));
         recognize(&connection).unwrap();

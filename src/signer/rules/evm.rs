@@ -27,7 +27,7 @@ use crate::x402::evm::{Address, AnySignature, B256};
 pub const CLAIMS_PER_BATCH_MAX: usize = 100;
 
 /// The kinds of requests that a key may be allowed to sign, as [`EvmRequest::kind`] names them.
-pub const EVM_KINDS: [&str; 2] = ["claim_batch", "refund"];
+pub const EVM_KINDS: [&str; 3] = ["claim_batch", "refund", "audit_checkpoint"];
 
 /// What the operator allows a receiver authorizer to sign.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,8 @@ impl EvmJudge {
                 self.contract(contract)?;
                 self.refund(refund)
             }
+            // Nothing but the domain decides what the signature is good for, and the digest is made here.
+            EvmRequest::AuditCheckpoint(checkpoint) => Ok(checkpoint.evm_digest()),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use turnpike::audit::{AuditError, Entry, Kind, Pending, Position, Recorder};
 use turnpike::facilitator::interface::InterfaceError;
 use turnpike::gate::Options;
 use turnpike::gate::evm::Served;
@@ -107,6 +108,66 @@ async fn a_charge_of_nothing_settles_nothing() {
     let answer = house.site.pay("/upto/strict", &client.upto(CEILING, 1)).await.unwrap();
     assert_eq!((answer.status, answer.json()["error"].as_str()), (StatusCode::BAD_GATEWAY, Some("upstream_unmetered")));
     assert_eq!((house.facilitator.count("settle"), answer.settlement()), (0, None));
+}
+
+/// The audit record of a gate, or one that cannot be written.
+#[derive(Debug, Default)]
+struct Told {
+    entries: parking_lot::Mutex<Vec<Entry>>,
+    full: bool,
+}
+
+#[async_trait::async_trait]
+impl Recorder for Told {
+    async fn record(&self, entry: Entry) -> Result<Position, AuditError> {
+        if self.full {
+            return Err(AuditError::Failed("disk full".to_owned()));
+        }
+        let mut entries = self.entries.lock();
+        entries.push(entry);
+        Ok(Position { seq: u64::try_from(entries.len()).unwrap(), ..Position::default() })
+    }
+
+    fn submit(&self, _entries: Vec<Entry>) -> Pending {
+        unreachable!("the ledger's store asks for it")
+    }
+
+    fn reconcile(&self, at: Position) -> Result<Position, AuditError> {
+        Ok(at)
+    }
+
+    fn health(&self) -> Result<(), AuditError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_settlement_is_recorded_before_and_after_and_not_made_where_it_cannot_be() {
+    let served = || Served { upto_facilitator: Some(settler()), exact_v1: true };
+    let client = Client::new(7);
+    let told = Arc::new(Told::default());
+    let options = Options { recorder: Some(told.clone()), ..Options::default() };
+    let house = EvmHouse::with(options, served()).await;
+    assert_eq!(house.site.pay("/exact", &client.exact(PRICE, 1)).await.unwrap().status, StatusCode::OK);
+    house.facilitator.goes("settle", Goes::Before(refused("insufficient_funds")));
+    assert_ne!(house.site.pay("/exact", &client.exact(PRICE, 2)).await.unwrap().status, StatusCode::OK);
+    let said: Vec<_> = told.entries.lock().iter().map(|entry| (entry.kind(), entry.members().to_owned())).collect();
+    assert_eq!(said.len(), 4, "{said:?}");
+    assert!(said.iter().all(|(kind, _)| *kind == Kind::Payment));
+    let payer = client.wallet.address().to_string();
+    for (at, parts) in [
+        (0, vec!["\"step\":\"settling\"", "\"amount\":\"1000\"", "\"scheme\":\"exact\"", "\"route\":", &payer]),
+        (1, vec!["\"step\":\"charged\"", "\"amount\":\"1000\"", "\"begun\":1,", "\"transaction\":\"0x"]),
+        (2, vec!["\"step\":\"settling\""]),
+        (3, vec!["\"step\":\"not_charged\"", "\"begun\":3,"]),
+    ] {
+        assert!(parts.iter().all(|part| said[at].1.contains(part)), "{}", said[at].1);
+    }
+
+    let full = Arc::new(Told { full: true, ..Told::default() });
+    let house = EvmHouse::with(Options { recorder: Some(full), ..Options::default() }, served()).await;
+    let answer = house.site.pay("/exact", &client.exact(PRICE, 1)).await.unwrap();
+    assert_eq!((answer.status, house.facilitator.count("settle")), (StatusCode::INTERNAL_SERVER_ERROR, 0));
 }
 
 #[tokio::test]
