@@ -16,6 +16,7 @@
 pub mod admin;
 pub mod amount;
 pub mod app;
+pub mod audit;
 pub mod chain;
 pub mod cli;
 pub mod client;

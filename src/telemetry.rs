@@ -149,6 +149,9 @@ telemetry! {
     exposure_max: Gauge = gauge("turnpike_exposure_limit_atomic", "The configured limit of exposure; 0 where there is none.");
     store_seconds: Histogram = histogram("turnpike_store_commit_duration_seconds", "Seconds that a group of writes took to be durable.", FAST_BUCKETS);
     store_writes: Histogram = histogram("turnpike_store_commit_writes", "Writes that shared one flush to disk.", COUNT_BUCKETS);
+    audit_up: Gauge = gauge("turnpike_audit_up", "1 while the audit record can be written.");
+    audit_entries: Gauge = gauge("turnpike_audit_entries", "The number of the audit record's last entry.");
+    audit_seconds: Histogram = histogram("turnpike_audit_commit_duration_seconds", "Seconds that a group of audit entries took to be durable.", FAST_BUCKETS);
     answers: Gauge = gauge("turnpike_answers_kept", "Answers that are kept for clients that lost theirs.");
     answers_bytes: Gauge = gauge("turnpike_answers_kept_bytes", "What the kept answers hold.");
     batches: CounterVec = counters("turnpike_settlement_batches_total", "Settlement batches by kind and the state they reached.", &["kind", "state"]);

@@ -1,0 +1,166 @@
+//! The audit record: what happened to money and keys, in a chain that shows every later change to it.
+//!
+//! Owns the record's words ([`Entry`], [`Kind`], [`Position`]), the port through which others write to it ([`Recorder`]),
+//! and its adapter ([`log`]: files, a thread, group commit). Promises: an entry that was answered is on the disk and stays in the chain; what cannot be written is an error
+//! for whoever asked and for everyone after, never silence. Refuses to hold a secret: nobody but the writer of an entry
+//! decides what stands in it, and every entry can be exported.
+//!
+//! # The record
+//!
+//! A directory of segments, `000001.jsonl` and on, each of entries, one JSON object a line:
+//!
+//! ```text
+//! {"seq":7,"time":1764368899123,"kind":"charge","channel":"…","amount":"1000",…,"prev":"…","hash":"…"}
+//! ```
+//!
+//! `seq` counts up from 1 over all segments, `time` is in Unix milliseconds, amounts are decimal texts in atomic units.
+//! `hash` is the SHA-256 of the line's bytes before `,"hash":`, and `prev` the hash of the entry before; that of the first
+//! is all zeros. So `sed 's/,"hash":".*//' | tr -d '\n' | sha256sum` on one line gives its hash. A segment begins with an
+//! entry of kind `segment`. From time to time a `checkpoint` holds a threshold signature over the chain's head
+//! ([`checkpoint`]): who has the disk and not the key can rewrite only what came after the last one.
+
+pub mod checkpoint;
+pub mod entry;
+pub mod log;
+pub mod segment;
+
+use std::fmt;
+use std::str::FromStr;
+
+use tokio::sync::oneshot;
+
+pub use self::entry::{Entry, Kind};
+
+/// An entry's hash.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct EntryHash(pub [u8; 32]);
+
+impl EntryHash {
+    /// What stands before the first entry.
+    pub const NONE: Self = Self([0; 32]);
+}
+
+impl fmt::Display for EntryHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for EntryHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not 64 hexadecimal digits in lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not 64 hexadecimal digits in lower case")]
+pub struct NoHash;
+
+impl FromStr for EntryHash {
+    type Err = NoHash;
+
+    /// One spelling for each hash, so that a change of spelling is a change.
+    fn from_str(text: &str) -> Result<Self, NoHash> {
+        let mut hash = [0; 32];
+        let digits = text.as_bytes();
+        if digits.len() != 64 {
+            return Err(NoHash);
+        }
+        for (pair, byte) in digits.chunks_exact(2).zip(&mut hash) {
+            let [high, low] = pair else { return Err(NoHash) };
+            *byte = digit(*high)?.wrapping_shl(4) | digit(*low)?;
+        }
+        Ok(Self(hash))
+    }
+}
+
+const fn digit(byte: u8) -> Result<u8, NoHash> {
+    match byte {
+        b'0'..=b'9' => Ok(byte.wrapping_sub(b'0')),
+        b'a'..=b'f' => Ok(byte.wrapping_sub(b'a').wrapping_add(10)),
+        _ => Err(NoHash),
+    }
+}
+
+/// A place in the record: an entry's number and its hash, which stands for all entries up to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The entry's number; 0 before the first.
+    pub seq: u64,
+    /// The entry's hash.
+    pub hash: EntryHash,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.seq, self.hash)
+    }
+}
+
+/// Why something is not in the record. The text says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// The entry is longer than [`entry::ENTRY_BYTES_MAX`]. It alone was not taken.
+    #[error("the audit record takes no entry of {0} bytes")]
+    TooLong(usize),
+    /// The record cannot be written; nothing more is taken until a restart.
+    #[error("the audit record cannot be written: {0}")]
+    Failed(String),
+    /// The record cannot be opened.
+    #[error("the audit record cannot be opened: {0}")]
+    Unusable(String),
+}
+
+/// Entries on their way to the disk.
+#[derive(Debug)]
+#[must_use = "an entry is in the record when this has been waited for"]
+pub struct Pending(oneshot::Receiver<Result<Position, AuditError>>);
+
+impl Pending {
+    /// What an adapter answers through.
+    pub fn new() -> (oneshot::Sender<Result<Position, AuditError>>, Self) {
+        let (answer, receiver) = oneshot::channel();
+        (answer, Self(receiver))
+    }
+
+    /// Waits until the entries are on the disk; the position is that of the last of them.
+    ///
+    /// # Errors
+    /// [`AuditError`].
+    pub async fn durable(self) -> Result<Position, AuditError> {
+        self.0.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// The same on a thread that may block. Not to be called on a runtime's thread.
+    ///
+    /// # Errors
+    /// [`AuditError`].
+    pub fn durable_blocking(self) -> Result<Position, AuditError> {
+        self.0.blocking_recv().unwrap_or_else(|_| Err(ended()))
+    }
+}
+
+fn ended() -> AuditError {
+    AuditError::Failed("its writer has ended; restart".to_owned())
+}
+
+/// Takes entries.
+#[async_trait::async_trait]
+pub trait Recorder: fmt::Debug + Send + Sync {
+    /// Adds an entry; it is on the disk when this returns. Carried through if the caller goes away after the first poll
+    /// that was not told to wait.
+    ///
+    /// # Errors
+    /// [`AuditError`]; what was to be recorded must not happen.
+    async fn record(&self, entry: Entry) -> Result<Position, AuditError>;
+
+    /// Hands entries over, next to one another and in order, on a thread that may block.
+    fn submit(&self, entries: Vec<Entry>) -> Pending;
+
+    /// Whether entries can be written.
+    ///
+    /// # Errors
+    /// What is wrong.
+    fn health(&self) -> Result<(), AuditError>;
+}
