@@ -161,7 +161,7 @@ fn signer(machines: &[Machine]) -> String {
     format!(
         "signer:\n  shares: [{{ file: shares/share-1.json, passphrase_file: passphrases/passphrase-1.txt }}]\n  \
          evm_shares: [{{ file: shares/evm-share-1.json, passphrase_file: passphrases/evm-passphrase-1.txt }}]\n  \
-         cosigners: [{}]\n  cosigner_timeout: 1s\n  \
+         cosigners: [{}]\n  cosigner_timeout: 4s\n  \
          tls: {{ cert_file: tls/proxy.pem, key_file: tls/proxy.key, ca_file: tls/ca.pem }}\n",
         cosigners.join(", ")
     )
