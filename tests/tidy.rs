@@ -120,7 +120,10 @@ fn lower_levels_name_nothing_above_them() {
     forbid(&pure, &above_ports);
     forbid(&["gate/policy"], &ports);
     // But for what a checkpoint is, which is pure.
-    forbid(&["policy"], &["ledger", "chain", "facilitator", "screening", "signer", "audit/log", "audit/entry", "audit/segment"]);
+    forbid(
+        &["policy"],
+        &["ledger", "chain", "facilitator", "screening", "signer", "audit/log", "audit/entry", "audit/segment"],
+    );
     forbid(&["audit"], &["ledger", "chain", "facilitator", "signer", "policy"]);
     forbid(&words, &above_words);
     forbid(&["http_client"], &above_words);
