@@ -113,9 +113,9 @@ fn flush(c: &mut Criterion) {
         group.bench_function(format!("{name}, {at_once} at once"), |b| {
             let folder = tempfile::tempdir().unwrap();
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-            let recorder = told.then(|| {
+            let recorder = told.then(|| -> Arc<dyn Recorder> {
                 let log = AuditLog::open(&folder.path().join("audit"), Options::default()).unwrap();
-                Arc::new(log) as Arc<dyn Recorder>
+                Arc::new(log)
             });
             let settings = Settings { recorder, ..Settings::default() };
             let store = SqliteStore::open(&folder.path().join("ledger.db"), settings).unwrap();

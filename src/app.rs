@@ -1,6 +1,6 @@
 //! The composition root: a [`Config`] becomes running parts, and the parts stop in order.
 //!
-//! Start: chain (or sandbox), signer, store, ledger, facilitators, gate, settlement, admin side, and the listener last,
+//! Start: chain (or sandbox), signer (or cosigners), store, ledger, facilitators, gate, settlement, admin side, and the listener last,
 //! so that no request arrives before everything that charges it is there. Stop: the listener first; requests in flight
 //! are finished, what goes on behind them is waited for, then settlement stops between two steps. Nothing is lost where
 //! the deadline cuts this short: what was promised is in the store.
@@ -42,6 +42,7 @@ use crate::ledger::answers::AnswerLimits;
 use crate::ledger::channel::{Evm, Svm};
 use crate::ledger::sqlite::{self, SqliteStore};
 use crate::ledger::{Ledger, Limits};
+use crate::signer::remote::{CosignerSettings, Cosigners};
 use crate::telemetry::Telemetry;
 use crate::x402::{Key, Network};
 
@@ -71,6 +72,8 @@ impl<T, E: std::fmt::Display> Start<T> for Result<T, E> {
 struct Accounts {
     svm: Vec<Account>,
     evm: Vec<EvmAccount>,
+    /// Who holds the other shares of the keys, where that is not this process.
+    cosigners: Option<Arc<Cosigners>>,
 }
 
 impl Accounts {
@@ -132,13 +135,22 @@ impl Merchant {
             audit::guard(log, Arc::clone(&ledger), evm_ledger.clone());
         }
 
-        let (sandbox_of, audit) = (sandbox.as_ref(), log.as_ref());
-        let shared =
-            svm::Shared { config, sandbox: sandbox_of, telemetry: &telemetry, ledger: &ledger, clock: &clock, audit };
+        let cosigners = start_cosigners(config, &telemetry).await?;
+        let shared = svm::Shared {
+            config,
+            sandbox: sandbox.as_ref(),
+            telemetry: &telemetry,
+            ledger: &ledger,
+            clock: &clock,
+            audit: log.as_ref(),
+            cosigners: cosigners.as_ref(),
+        };
         let svm = svm::start(&shared).await?;
         let evm = match &evm_ledger {
             Some(ledger) => {
-                evm::start(&evm::Shared { config, telemetry: &telemetry, ledger, clock: &clock, audit }).await?
+                let (audit, cosigners) = (log.as_ref(), cosigners.as_ref());
+                let shared = evm::Shared { config, telemetry: &telemetry, ledger, clock: &clock, audit, cosigners };
+                evm::start(&shared).await?
             }
             None => Vec::new(),
         };
@@ -165,7 +177,7 @@ impl Merchant {
         );
         gate.recover();
 
-        let accounts = Accounts { svm, evm };
+        let accounts = Accounts { svm, evm, cosigners };
         let table = RouteTable::build(routes(config, &accounts), config.default).start("routes")?;
         let options = LayerOptions {
             public_url: config.public_url.as_ref().map(|url| url.to_string().into()),
@@ -294,6 +306,18 @@ async fn start_sandbox(config: &Config) -> Result<Option<Sandbox>, StartError> {
         "network: sandbox. Chain, keys and funds are made on the spot and are worth nothing"
     );
     Ok(Some(sandbox))
+}
+
+/// Asks the cosigners who they are. Those that do not answer are waited for while everything else goes on.
+async fn start_cosigners(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Option<Arc<Cosigners>>, StartError> {
+    let Some(elsewhere) = config.signer.as_ref().and_then(|signer| signer.cosigners.as_ref()) else { return Ok(None) };
+    let settings = elsewhere.cosigners.iter().map(|(name, address)| CosignerSettings {
+        name: name.clone(),
+        address: address.clone(),
+        timeout: elsewhere.timeout,
+    });
+    let cosigners = Cosigners::new(settings.collect(), &elsewhere.tls, Some(telemetry)).start("signer.tls")?;
+    Ok(Some(cosigners.watched().await))
 }
 
 /// A store that lives as long as the process.

@@ -29,12 +29,14 @@ pub mod verify;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 pub use self::entry::{Entry, Kind};
 
 /// An entry's hash.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct EntryHash(pub [u8; 32]);
 
 impl EntryHash {
@@ -77,6 +79,20 @@ impl FromStr for EntryHash {
     }
 }
 
+impl From<EntryHash> for String {
+    fn from(hash: EntryHash) -> Self {
+        hash.to_string()
+    }
+}
+
+impl TryFrom<String> for EntryHash {
+    type Error = NoHash;
+
+    fn try_from(text: String) -> Result<Self, NoHash> {
+        text.parse()
+    }
+}
+
 const fn digit(byte: u8) -> Result<u8, NoHash> {
     match byte {
         b'0'..=b'9' => Ok(byte.wrapping_sub(b'0')),
@@ -86,7 +102,7 @@ const fn digit(byte: u8) -> Result<u8, NoHash> {
 }
 
 /// A place in the record: an entry's number and its hash, which stands for all entries up to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The entry's number; 0 before the first.
     pub seq: u64,

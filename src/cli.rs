@@ -7,6 +7,7 @@ pub mod admin;
 pub mod audit;
 pub mod ceremony;
 pub mod check;
+pub mod cosigner;
 pub mod demo;
 pub mod init;
 pub mod key;
@@ -46,12 +47,14 @@ enum Command {
     Check(check::Args),
     /// Serve the routes of a configuration file
     Serve(serve::Args),
-    /// Make a 2-of-3 signing key on this machine: three encrypted share files
+    /// Make a 2-of-3 signing key on this machine: three encrypted share files; or the certificates of cosigners
     Keygen(KeygenArgs),
     /// Make, renew or replace the shares of a key between three machines
     Ceremony(ceremony::Args),
     /// Look at a share file, or change its passphrase
     Key(key::Args),
+    /// Hold shares of the keys on a machine of their own, and sign what its policy allows
+    Cosigner(cosigner::Args),
     /// Pay for an HTTP resource (sandbox and test networks)
     Pay(pay::Args),
     /// Run the sandbox chain by itself
@@ -114,6 +117,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Keygen(args) => made_key(&args, &mut output),
         Command::Ceremony(args) => ceremony::run(&args, &mut output),
         Command::Key(args) => key::run(&args, &mut output),
+        Command::Cosigner(args) => cosigner::run(&args, &mut output),
         Command::Pay(args) => pay::run(args, &mut output),
         Command::Sandbox(args) => sandbox::run(&args, &mut output),
         Command::Channels(args) => admin::channels(&args, &mut output),
@@ -136,17 +140,29 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 struct KeygenArgs {
     #[command(flatten)]
     keygen: keygen::Args,
+    /// Makes no key, but the certificates by which a proxy and its cosigners know each other, one for each of these
+    /// names: NAME.pem and NAME.key in the directory of --out, and ca.pem for all of them.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with_all = ["curve", "passphrase_files", "generate_passphrases"])]
+    certificates: Vec<String>,
     /// The result as JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
 fn made_key(args: &KeygenArgs, output: &mut Output) -> Result<(), Failure> {
-    let report = keygen::run(&args.keygen).map_err(Failure::failed)?;
-    if args.json {
-        output.line(serde_json::to_string(&report).map_err(Failure::failed)?);
+    if !args.certificates.is_empty() {
+        let made = keygen::certificates::make(&args.certificates, &args.keygen.out).map_err(Failure::failed)?;
+        return show(&made, args.json, output);
+    }
+    show(&keygen::run(&args.keygen).map_err(Failure::failed)?, args.json, output)
+}
+
+/// A result for people or for programs.
+fn show<T: serde::Serialize + std::fmt::Display>(result: &T, json: bool, output: &mut Output) -> Result<(), Failure> {
+    if json {
+        output.line(serde_json::to_string(result).map_err(Failure::failed)?);
     } else {
-        output.line(report);
+        output.line(result);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 //! a value as it is written in the file, so what a variable holds is not shown. Paths are relative to the file.
 
 mod audit;
+pub mod cosigner;
 mod facilitator;
 mod metering;
 mod money;
@@ -44,6 +45,7 @@ pub use self::secret::{RpcUrl, Secret};
 use crate::amount::{Amount, Asset};
 pub use crate::gate::route::Unlisted;
 use crate::scheme::evm::TransferMethod;
+use crate::signer::tls::TlsFiles;
 use crate::x402::evm::Address;
 use crate::x402::{Key, Network};
 
@@ -221,15 +223,33 @@ pub struct TlsConfig {
 /// The threshold key's shares and what they refuse to sign.
 #[derive(Debug)]
 pub struct SignerConfig {
-    /// The shares of the key for Solana networks, on ed25519: two or three, and none where there is no such network.
+    /// The shares of the key for Solana networks, on ed25519, that are here: two or three, and none where there is no such
+    /// network; beside `cosigners` one or none.
     pub shares: Vec<ShareConfig>,
-    /// The shares of the key for EVM networks, on secp256k1: two or three, and none where there is no such network.
+    /// The shares of the key for EVM networks, on secp256k1, as above.
     pub evm_shares: Vec<ShareConfig>,
+    /// The shares that are elsewhere.
+    pub cosigners: Option<CosignersConfig>,
     /// The most that one `open` or `top_up` may deposit.
     pub deposit_max: Amount,
     /// The most that one claim transaction may name: the sum of its channels' whole cumulative amounts, what was
     /// claimed before included. At least `deposit_max`, and on Solana that for each of `batch_channels`.
     pub claim_max: Amount,
+}
+
+/// Shares on other machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CosignersConfig {
+    /// Who they are, each with its name in its certificate and with host and port: one to three.
+    pub cosigners: Vec<(String, String)>,
+    /// What this process shows them, and who may have signed what they show.
+    pub tls: TlsFiles,
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// The key for Solana networks, where no share of it is here.
+    pub address: Option<Key>,
+    /// The key for EVM networks, where no share of it is here.
+    pub evm_address: Option<Address>,
 }
 
 /// One share of the key.

@@ -3,15 +3,20 @@
 //! A signer never signs opaque bytes. It receives what is to be signed together with what that is meant to do, decodes
 //! the transaction itself, compares, applies its own policy, and only then signs. There is a port for each family of
 //! chains, as they differ in their requests, their keys and their signatures: [`Signer`] for Solana (adapter
-//! `signer/frost.rs`, Ed25519), [`EvmSigner`] for EVM networks (adapter `signer/ecdsa.rs`, secp256k1). Both adapters hold
-//! their shares in this process.
+//! `signer/frost.rs`, Ed25519), [`EvmSigner`] for EVM networks (adapter `signer/ecdsa.rs`, secp256k1). Both hold their
+//! shares in this process. `signer/remote.rs` is both over shares on other machines, each held by a `signer/cosigner.rs`.
 
+pub mod bans;
 pub mod ceremony;
+pub mod cosigner;
 pub mod ecdsa;
 pub mod frost;
 pub mod keystore;
 pub mod quorum;
+pub mod remote;
 pub mod rules;
+pub mod tls;
+pub mod wire;
 
 use async_trait::async_trait;
 

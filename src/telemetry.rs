@@ -165,6 +165,10 @@ telemetry! {
     signing_seconds: HistogramVec = histograms("turnpike_signing_duration_seconds", "Seconds that a threshold signature took.", &["kind"], SLOW_BUCKETS);
     signing_refusals: CounterVec = counters("turnpike_signing_refusals_total", "Signing requests that the signer refused, by rule.", &["rule"]);
     signer_up: Gauge = gauge("turnpike_signer_quorum", "1 while a quorum of shares can sign.");
+    cosigner_up: GaugeVec = gauges("turnpike_cosigner_up", "1 while a cosigner on another machine answers.", &["name"]);
+    cosigner_faults: CounterVec = counters("turnpike_cosigner_faults_total", "Calls that a cosigner did not do, by what was wrong: unreachable, refused, failed, lied.", &["name", "fault"]);
+    cosigner_refusals: CounterVec = counters("turnpike_cosigner_refusals_total", "Requests that a cosigner's own policy forbade, by rule.", &["name", "rule"]);
+    cosigner_seconds: HistogramVec = histograms("turnpike_cosigner_duration_seconds", "Seconds that calls of cosigners took.", &["name", "call"], SLOW_BUCKETS);
     rpc_requests: CounterVec = counters("turnpike_rpc_requests_total", "Calls of the chain's JSON-RPC.", &["endpoint", "method", "outcome"]);
     facilitator_requests: CounterVec = counters("turnpike_facilitator_requests_total", "Calls of facilitators elsewhere.", &["facilitator", "call", "outcome"]);
     facilitator_seconds: HistogramVec = histograms("turnpike_facilitator_duration_seconds", "Seconds that calls of facilitators elsewhere took.", &["facilitator", "call"], SLOW_BUCKETS);

@@ -20,6 +20,8 @@ use turnpike::ledger::channel::Seller;
 use turnpike::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
 use turnpike::x402::Key;
 
+#[path = "config/cosigner.rs"]
+mod cosigner;
 #[path = "config/evm.rs"]
 mod evm;
 #[path = "config/policy.rs"]
@@ -360,6 +362,7 @@ fn the_example_names_every_key() {
         format!("{MINIMAL}\npolicy: {{{unknown}}}"),
         format!("{MINIMAL}\npolicy: {{screening: {{service: {{{unknown}}}, {unknown}}}, time_window: {{{unknown}}}}}"),
         format!("{MINIMAL}\npolicy: {{block_patterns: {{{unknown}}}}}"),
+        format!("{solana}signer: {{cosigners: [{{{unknown}}}], tls: {{{unknown}}}, {unknown}}}"),
         format!(
             "networks: [{{network: solana, {unknown}}}, {{network: base, {unknown}}}]\nroutes: [{{path: /, price: $1, metering: {{{unknown}}}}}]"
         ),

@@ -82,9 +82,12 @@ const ADAPTERS: &[&str] = &[
     "screening/file",
     "screening/http",
     "signer/ceremony",
+    "signer/cosigner/server",
+    "signer/cosigner/store",
     "signer/ecdsa",
     "signer/frost",
     "signer/keystore",
+    "signer/remote",
 ];
 
 #[test]
@@ -157,8 +160,10 @@ fn vendor_crates_stay_in_their_files() {
         ("jiff", &["gate/policy", "config/policy"]),
         ("frost_ed25519", &["signer/frost"]),
         ("argon2", &["signer/keystore/sealed"]),
-        ("chacha20poly1305", &["signer/keystore", "signer/ceremony/letter"]),
-        ("rusqlite", &["ledger/sqlite"]),
+        ("chacha20poly1305", &["signer/keystore", "signer/ceremony/letter", "signer/ecdsa/pair"]),
+        ("rusqlite", &["ledger/sqlite", "signer/cosigner/store"]),
+        ("rcgen", &["cli/keygen/certificates"]),
+        ("rustix", &["cli/cosigner"]),
         ("solana_message", &["scheme/svm/transaction", "chain"]),
         ("solana_transaction", &["scheme/svm/transaction", "chain"]),
         ("wincode", &["scheme/svm/transaction", "chain"]),

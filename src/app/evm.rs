@@ -33,8 +33,10 @@ use crate::scheme::evm::eip712::Domain;
 use crate::scheme::{batch_settlement_evm, exact_evm, upto_evm};
 use crate::settlement::evm::{ClaimCost, EvmOptions, EvmParts, EvmSettlement};
 use crate::signer::EvmSigner;
+use crate::signer::bans::BanFile;
 use crate::signer::ecdsa::EcdsaSigner;
-use crate::signer::keystore::{self, Passphrase, Secp256k1};
+use crate::signer::keystore::{self, KeyShare, Passphrase, Secp256k1};
+use crate::signer::remote::{Cosigners, RemoteEvmSigner};
 use crate::signer::rules::evm::{EVM_KINDS, EvmRules};
 use crate::telemetry::Telemetry;
 use crate::x402::Network;
@@ -68,6 +70,7 @@ pub(super) struct Shared<'a> {
     pub(super) ledger: &'a Arc<Ledger<Evm>>,
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) audit: Option<&'a Arc<AuditLog>>,
+    pub(super) cosigners: Option<&'a Arc<Cosigners>>,
 }
 
 /// Starts every EVM network of the configuration.
@@ -79,23 +82,31 @@ pub(super) async fn start(shared: &Shared<'_>) -> Result<Vec<EvmAccount>, StartE
             entries.push((network, evm));
         }
     }
+    if entries.is_empty() {
+        return Ok(accounts);
+    }
+    let key = OpenKey::open(shared)?;
     while let Some((first, _)) = entries.first() {
         let name = first.network.clone();
         let (same, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(entry, _)| entry.network == name);
         entries = others;
-        accounts.push(EvmAccount::start(&same, shared).await?);
+        accounts.push(EvmAccount::start(&same, &key, shared).await?);
     }
     Ok(accounts)
 }
 
 impl EvmAccount {
     /// Starts a network with its tokens; the first entry says how the network is reached.
-    async fn start(entries: &[(&NetworkConfig, &EvmConfig)], shared: &Shared<'_>) -> Result<Self, StartError> {
-        let Shared { config, telemetry, ledger, clock, audit } = *shared;
+    async fn start(
+        entries: &[(&NetworkConfig, &EvmConfig)],
+        key: &OpenKey,
+        shared: &Shared<'_>,
+    ) -> Result<Self, StartError> {
+        let Shared { config, telemetry, ledger, clock, audit, cosigners } = *shared;
         let (network, evm) = *entries.first().ok_or(()).map_err(|()| "no entry").start("networks")?;
         let signer: Arc<dyn EvmSigner> = Arc::new(observe::TimedEvm {
             telemetry: Arc::clone(telemetry),
-            inner: Arc::new(open_signer(config, rules(entries, config))?),
+            inner: key.signer(config, rules(entries, config), cosigners)?,
         });
         let signer = match audit {
             Some(log) => Arc::new(Audited { log: Arc::clone(log), inner: signer }),
@@ -333,14 +344,52 @@ fn policy(entries: &[(&NetworkConfig, &EvmConfig)], config: &Config) -> EvmPolic
     }
 }
 
-fn open_signer(config: &Config, rules: EvmRules) -> Result<EcdsaSigner, StartError> {
-    let configured = config.signer.as_ref().map_or(&[][..], |signer| &signer.evm_shares);
-    let mut shares = Vec::new();
-    for share in configured {
-        let passphrase = Passphrase::new(share.passphrase.expose().to_owned());
-        shares.push(keystore::open::<Secp256k1>(&share.file, &passphrase).start("signer.evm_shares")?);
+/// What is here of the key for EVM networks, which is the same on all of them.
+struct OpenKey {
+    shares: Vec<KeyShare<Secp256k1>>,
+    /// Of the one share that signs with cosigners. One for all networks: who is banned on one is on every other.
+    bans: Option<Arc<BanFile>>,
+}
+
+impl OpenKey {
+    fn open(shared: &Shared<'_>) -> Result<Self, StartError> {
+        let configured = shared.config.signer.as_ref().map_or(&[][..], |signer| &signer.evm_shares);
+        let mut shares = Vec::new();
+        for share in configured {
+            let passphrase = Passphrase::new(share.passphrase.expose().to_owned());
+            shares.push(keystore::open::<Secp256k1>(&share.file, &passphrase).start("signer.evm_shares")?);
+        }
+        let mut bans = None;
+        if shared.cosigners.is_some() {
+            tracing::warn!(
+                "the key for EVM networks signs by DKLs23 between machines, with a library of which no audit is \
+                 published: docs/cosigners.md says what that means and what is done about it"
+            );
+            let file = shared.config.store.as_ref().map(|store| store.with_extension("bans"));
+            let open = |own: &KeyShare<Secp256k1>| BanFile::open(file, own).map(Arc::new);
+            bans = shares.first().map(open).transpose().start("signer.evm_shares")?;
+        }
+        Ok(Self { shares, bans })
     }
-    EcdsaSigner::open(&shares, rules).start("signer.evm_shares")
+
+    /// A signer with the rules of one network.
+    fn signer(
+        &self,
+        config: &Config,
+        rules: EvmRules,
+        cosigners: Option<&Arc<Cosigners>>,
+    ) -> Result<Arc<dyn EvmSigner>, StartError> {
+        let Some(cosigners) = cosigners.map(Arc::clone) else {
+            return Ok(Arc::new(EcdsaSigner::open(&self.shares, rules).start("signer.evm_shares")?));
+        };
+        if let (Some(own), Some(bans)) = (self.shares.first(), &self.bans) {
+            let bans = Arc::<BanFile>::clone(bans);
+            return Ok(Arc::new(RemoteEvmSigner::with_share(own, bans, rules, cosigners).start("signer.evm_shares")?));
+        }
+        let address = config.signer.as_ref().and_then(|signer| signer.cosigners.as_ref()?.evm_address);
+        let address = address.ok_or("neither a share nor an address of the key is configured");
+        Ok(Arc::new(RemoteEvmSigner::coordinating(address.start("signer.evm_shares")?, rules, cosigners)))
+    }
 }
 
 fn settlement_options(config: &Config, sellers: &[Arc<EvmSeller>]) -> EvmOptions {

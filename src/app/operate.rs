@@ -17,6 +17,7 @@ use crate::ledger::channel::{Evm, Family, Seller};
 use crate::scheme::evm::EvmSeller;
 use crate::settlement::evm::EvmBatchReport;
 use crate::settlement::{self, Filter};
+use crate::signer::remote::CosignerHealth;
 use crate::telemetry::{Telemetry, amount_value};
 
 /// What settling on demand did.
@@ -66,6 +67,11 @@ pub(super) fn admin(
             }
             accounts.svm.iter().for_each(|account| svm_parts(account, &mut parts));
             accounts.evm.iter().for_each(|account| evm_parts(account, &mut parts));
+            parts.extend(accounts.cosigners.as_ref().map(|cosigners| Part {
+                name: "cosigners",
+                vital: false,
+                state: cosigners_state(&cosigners.health()),
+            }));
             parts
         }
     };
@@ -144,6 +150,13 @@ fn evm_parts(account: &EvmAccount, parts: &mut Vec<Part>) {
         parts.push(Part { name: "facilitator", vital: false, state });
     }
     parts.push(Part { name: "evm settlement", vital: false, state: held.map_or(Ok(()), Err) });
+}
+
+/// What is wrong with any of the cosigners, by name.
+fn cosigners_state(health: &[CosignerHealth]) -> Result<(), String> {
+    let wrong = |it: &CosignerHealth| it.state.as_ref().err().map(|why| format!("{}: {why}", it.name));
+    let wrong: Vec<_> = health.iter().filter_map(wrong).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
 }
 
 /// What is wrong where none of several endpoints answers.

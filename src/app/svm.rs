@@ -22,6 +22,7 @@ use crate::settlement::{self, Settlement};
 use crate::signer::Signer;
 use crate::signer::frost::FrostSigner;
 use crate::signer::keystore::{self, Passphrase};
+use crate::signer::remote::{Cosigners, RemoteSigner};
 use crate::signer::rules::{ComputeCaps, KINDS, Rules};
 use crate::telemetry::Telemetry;
 use crate::x402::Key;
@@ -47,6 +48,7 @@ pub(super) struct Shared<'a> {
     pub(super) ledger: &'a Arc<Ledger>,
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) audit: Option<&'a Arc<AuditLog>>,
+    pub(super) cosigners: Option<&'a Arc<Cosigners>>,
 }
 
 /// Starts every Solana network of the configuration.
@@ -62,11 +64,11 @@ pub(super) async fn start(shared: &Shared<'_>) -> Result<Vec<Account>, StartErro
 
 impl Account {
     async fn start(network: &NetworkConfig, svm: &SvmConfig, shared: &Shared<'_>) -> Result<Self, StartError> {
-        let Shared { config, sandbox, telemetry, ledger, clock, audit } = *shared;
+        let Shared { config, sandbox, telemetry, ledger, clock, audit, cosigners } = *shared;
         let pay_to = pay_to(network, svm, sandbox)?;
         let signer: Arc<dyn Signer> = Arc::new(observe::Timed {
             telemetry: Arc::clone(telemetry),
-            inner: Arc::new(open_signer(config, rules(network, svm, config, pay_to))?),
+            inner: open_signer(config, rules(network, svm, config, pay_to), cosigners)?,
         });
         let signer = match audit {
             Some(log) => Arc::new(Audited { log: Arc::clone(log), inner: signer }),
@@ -158,14 +160,24 @@ fn rules(network: &NetworkConfig, svm: &SvmConfig, config: &Config, pay_to: Key)
     }
 }
 
-fn open_signer(config: &Config, rules: Rules) -> Result<FrostSigner, StartError> {
-    let Some(signer) = &config.signer else { return FrostSigner::ephemeral(rules).start("signer") };
+fn open_signer(
+    config: &Config,
+    rules: Rules,
+    cosigners: Option<&Arc<Cosigners>>,
+) -> Result<Arc<dyn Signer>, StartError> {
+    let Some(signer) = &config.signer else { return Ok(Arc::new(FrostSigner::ephemeral(rules).start("signer")?)) };
     let mut shares = Vec::new();
     for share in &signer.shares {
         let passphrase = Passphrase::new(share.passphrase.expose().to_owned());
         shares.push(keystore::open(&share.file, &passphrase).start("signer.shares")?);
     }
-    FrostSigner::open(shares, rules).start("signer")
+    let address = signer.cosigners.as_ref().and_then(|elsewhere| elsewhere.address);
+    Ok(match (cosigners.map(Arc::clone), shares.first(), address) {
+        (None, ..) => Arc::new(FrostSigner::open(shares, rules).start("signer")?),
+        (Some(cosigners), Some(own), _) => Arc::new(RemoteSigner::with_share(own, rules, cosigners).start("signer")?),
+        (Some(cosigners), None, Some(address)) => Arc::new(RemoteSigner::coordinating(address, rules, cosigners)),
+        (Some(_), None, None) => return Err("neither a share nor an address of the key is configured").start("signer"),
+    })
 }
 
 /// What the proxy may ask its signer for. The signer judges again by its own rules.

@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Entry, EntryHash, Kind, Position};
@@ -22,7 +23,8 @@ use crate::x402::key::Signature;
 pub const DOMAIN: &[u8] = b"\xffturnpike audit checkpoint v1\n";
 
 /// Names a record for good, so that a checkpoint of one is none of another.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct RecordId(pub [u8; 16]);
 
 impl fmt::Display for RecordId {
@@ -48,8 +50,22 @@ impl RecordId {
     }
 }
 
+impl From<RecordId> for String {
+    fn from(id: RecordId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for RecordId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("not 32 hexadecimal digits in lower case")
+    }
+}
+
 /// What is signed: the head of a record at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The record.
     pub record: RecordId,

@@ -136,8 +136,13 @@ impl AuditLog {
         let (answer, _pending) = Pending::new();
         let taken = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(Job::Append(vec![entry], answer)).is_ok());
         if !taken {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.pass_over();
         }
+    }
+
+    /// Counts an entry that is not handed over, as one that was dropped.
+    pub fn pass_over(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The same on a thread that may block. Not to be called on a runtime's thread.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use crate::config::cosigner::CosignerConfig;
 use crate::config::{
     Config, Env, FacilitatorConfig, Family, NetworkConfig, NetworkPrice, Problems, RouteConfig, RoutePricing, RpcUrl,
     Unlisted, Warning,
@@ -35,6 +36,9 @@ pub struct Args {
 /// # Errors
 /// Where `out` cannot be written.
 pub fn run(args: &Args, env: &Env<'_>, out: &mut dyn Write) -> io::Result<u8> {
+    if CosignerConfig::is_meant(&args.file) {
+        return cosigner(args, env, out);
+    }
     match Config::load(&args.file, env) {
         Ok((config, warnings)) => {
             if args.json {
@@ -44,20 +48,43 @@ pub fn run(args: &Args, env: &Env<'_>, out: &mut dyn Write) -> io::Result<u8> {
             }
             Ok(EXIT_FINE)
         }
-        Err(problems) => {
-            if args.json {
-                writeln!(
-                    out,
-                    "{:#}",
-                    json!({ "ok": false, "file": problems.file, "unreadable": problems.unreadable,
-                    "problems": problems.problems, "more": problems.more })
-                )?;
-            } else {
-                write_problems(&problems, out)?;
-            }
-            Ok(if problems.unreadable { EXIT_UNREADABLE } else { EXIT_PROBLEMS })
-        }
+        Err(problems) => refused(args, &problems, out),
     }
+}
+
+/// A cosigner's file.
+fn cosigner(args: &Args, env: &Env<'_>, out: &mut dyn Write) -> io::Result<u8> {
+    match CosignerConfig::load(&args.file, env) {
+        Ok((config, warnings)) => {
+            let entries: Vec<_> = config.policy.iter().map(|entry| entry.name.as_str()).collect();
+            if args.json {
+                let warnings: Vec<_> = warnings.iter().map(|Warning(warning)| json!(warning)).collect();
+                let fine = json!({ "ok": true, "file": config.source.display().to_string(), "cosigner": config.name,
+                    "policy": entries, "warnings": warnings });
+                writeln!(out, "{fine:#}")?;
+                return Ok(EXIT_FINE);
+            }
+            writeln!(out, "{} is fine.\n", config.source.display())?;
+            writeln!(out, "{} listens on {} for {}.", config.name, config.listen, config.coordinators.join(", "))?;
+            writeln!(out, "Signs for {}.", entries.join(", "))?;
+            for Warning(warning) in &warnings {
+                writeln!(out, "warning: {}{warning}", config.source.display())?;
+            }
+            Ok(EXIT_FINE)
+        }
+        Err(problems) => refused(args, &problems, out),
+    }
+}
+
+fn refused(args: &Args, problems: &Problems, out: &mut dyn Write) -> io::Result<u8> {
+    if args.json {
+        let problems = json!({ "ok": false, "file": problems.file, "unreadable": problems.unreadable,
+            "problems": problems.problems, "more": problems.more });
+        writeln!(out, "{problems:#}")?;
+    } else {
+        write_problems(problems, out)?;
+    }
+    Ok(if problems.unreadable { EXIT_UNREADABLE } else { EXIT_PROBLEMS })
 }
 
 fn write_problems(problems: &Problems, out: &mut dyn Write) -> io::Result<()> {

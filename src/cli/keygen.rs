@@ -6,6 +6,8 @@
 //! test message before the first file is written, and each file has been opened again before the command says that it
 //! is done; passphrases are never shown.
 
+pub mod certificates;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 

@@ -16,6 +16,47 @@ use crate::x402::{Key, Network};
 
 pub(super) use self::svm::stand_in;
 
+/// What a cosigner knows of a network: no way to reach it, only what may be signed for it.
+pub(super) struct Cosigned {
+    pub network: Network,
+    pub asset: std::sync::Arc<crate::amount::Asset>,
+    pub family: CosignedFamily,
+}
+
+/// What is particular to the network's family.
+pub(super) enum CosignedFamily {
+    Svm { mint: Key, token_program: Key, pay_to: Vec<Key> },
+    Evm { chain_id: u64, token: crate::x402::evm::Address, pay_to: Vec<crate::x402::evm::Address> },
+}
+
+/// Reads `network`, `pay_to` and `asset` of an entry of a cosigner's policy.
+pub(super) fn cosigned(map: &mut Map<'_, '_>) -> Option<Cosigned> {
+    let value = map.require("network", NETWORK_REMEDY)?;
+    match value.parse("a network", named) {
+        Some(Named::Svm(network)) => svm::cosigned(map, network),
+        Some(Named::Evm(network, id)) => evm::cosigned(map, network, id),
+        Some(Named::Sandbox) => {
+            value.problem("The sandbox makes a key of its own.", "Write the network that it presents itself as.");
+            drop((map.take("pay_to"), map.take("asset")));
+            None
+        }
+        None => {
+            drop((map.take("pay_to"), map.take("asset")));
+            None
+        }
+    }
+}
+
+/// One value or several, each of which `read` takes.
+fn several<T: PartialEq>(value: &Value<'_, '_>, read: impl Fn(&Value<'_, '_>) -> Option<T>) -> Option<Vec<T>> {
+    let values = value.one_or_many();
+    if values.is_empty() || values.len() > NETWORKS_MAX {
+        value.problem(format!("holds {} addresses.", values.len()), format!("Write 1 to {NETWORKS_MAX}."));
+        return None;
+    }
+    values.iter().map(read).collect::<Vec<_>>().into_iter().collect()
+}
+
 /// The most decimals that an asset may have.
 const DECIMALS_MAX: u8 = 18;
 /// The longest symbol.

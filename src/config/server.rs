@@ -66,8 +66,7 @@ pub(super) fn read(root: &mut Map<'_, '_>, max_timeout: Duration) -> Option<Serv
     let defaults = timeouts_within(max_timeout);
     let timeouts = section(root, "timeouts", defaults, |map| timeouts(map, defaults, max_timeout));
     let cors = section(root, "cors", None, |map| cors(map).map(Some));
-    let default = LogConfig { format: LogFormat::Text, level: tracing::Level::INFO };
-    let log = section(root, "log", default, |map| log(map, default));
+    let log = log_of(root);
     let public_url = or(root.take("public_url"), None, |value| {
         value.parse("the URL that clients use", |text| value::url(text, UrlTail::Path)).map(Some)
     });
@@ -237,6 +236,12 @@ fn origin(text: &str) -> Result<HeaderValue, Complaint> {
         }
     }
     HeaderValue::from_str(text).map_err(|_| bad())
+}
+
+/// `log`, which every file may have.
+pub(super) fn log_of(root: &mut Map<'_, '_>) -> Option<LogConfig> {
+    let default = LogConfig { format: LogFormat::Text, level: tracing::Level::INFO };
+    section(root, "log", default, |map| log(map, default))
 }
 
 fn log(map: &mut Map<'_, '_>, default: LogConfig) -> Option<LogConfig> {

@@ -6,6 +6,8 @@
 //!
 //! Source: `scheme_batch_settlement_evm.md`, "Claim and settle" and "Refund and withdrawal".
 
+use serde::{Deserialize, Serialize};
+
 use super::{Approved, PolicyError};
 use crate::amount::Amount;
 use crate::audit::checkpoint::Checkpoint;
@@ -13,7 +15,8 @@ use crate::scheme::evm::eip712::ChannelConfig;
 use crate::x402::evm::{Address, AnySignature, U256};
 
 /// What a receiver authorizer is asked to sign.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum EvmRequest {
     /// Claims from channels, for `claimWithSignature`.
     ClaimBatch {
@@ -34,7 +37,8 @@ pub enum EvmRequest {
 }
 
 /// The settlement contract on one chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Deployment {
     /// The chain.
     pub chain_id: u64,
@@ -43,7 +47,8 @@ pub struct Deployment {
 }
 
 /// One channel's part of a batch of claims.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EvmClaim {
     /// The channel's terms, from which its id is derived.
     pub config: ChannelConfig,
@@ -56,7 +61,8 @@ pub struct EvmClaim {
 }
 
 /// Money back to a payer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EvmRefund {
     /// The channel's terms, from which its id is derived.
     pub config: ChannelConfig,

@@ -2,13 +2,19 @@
 //!
 //! A request says what is meant; the transaction beside it is what would be signed. [`super::Policy`] compares it with
 //! the books and approves it, the signer compares the two with each other and with its own rules.
+//!
+//! Its serde form is what a cosigner on another machine is sent (`signer/wire.rs`): a request that has members beside
+//! those of its kind is refused.
+
+use serde::{Deserialize, Serialize};
 
 use crate::audit::checkpoint::Checkpoint;
 use crate::scheme::svm::transaction::Transaction;
 use crate::x402::{Key, Network};
 
 /// What a signer is asked to sign, and what it must turn out to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SigningRequest {
     /// Our fee payer's signature on a client's own `open`, `top_up` or `request_close`.
     Sponsor {
@@ -68,7 +74,8 @@ pub enum SigningRequest {
 }
 
 /// A setup transaction that a client makes and we pay the fee of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Setup {
     /// A new channel.
     Open {
@@ -82,7 +89,8 @@ pub enum Setup {
 }
 
 /// One channel's part of a claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ClaimLine {
     /// The channel.
     pub channel: Key,

@@ -7,9 +7,10 @@
 //! quorum whose shares do not sign together.
 //!
 //! Which library and why, and that nobody has audited it: `docs/decisions/0007-threshold-ecdsa.md`. That both shares are in
-//! one process is the local mode, as `frost.rs` says of its own.
+//! one process is the local mode, as `frost.rs` says of its own. [`pair`] is for shares that are apart.
 
 mod ceremony;
+pub mod pair;
 mod rounds;
 mod share;
 

@@ -1,21 +1,24 @@
 //! The threshold signer: FROST over Ed25519, two shares of three, both in this process.
 //!
-//! This file and those below it are the only ones that name FROST's crates. Owns key generation ([`generate`]), the quorum test ([`prove`]) and
-//! [`FrostSigner`]. Promises: no request is signed but what the [`Judge`] makes of it; a nonce is used once, as signing
+//! This file and those below it are the only ones that name FROST's crates. Owns key generation ([`generate`]), the quorum
+//! test ([`prove`]) and [`FrostSigner`]. Promises: no request is signed but what the [`Judge`] makes of it; a nonce is used once, as signing
 //! consumes it; every signature is verified by the chain's rules before anybody sees it; the group's secret key exists
 //! nowhere, neither at generation nor at signing. Refuses a quorum whose shares do not sign together.
 //!
 //! That both shares are in one process is the local mode: whoever reads its memory holds the key. What it gives is a
-//! key that can be moved to cosigners on other machines without changing the address.
+//! key that can be moved to cosigners on other machines without changing the address: there `signer/cosigner.rs` holds
+//! the shares and `signer/remote.rs` asks for signatures, both by the rounds of `frost/signing.rs`.
 //!
 //! Source: RFC 9591 (FROST(Ed25519, SHA-512)); key generation as `frost-ed25519` documents it.
 
 mod ceremony;
+pub mod signing;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use self::signing::OnceNonces;
 use super::ceremony::{Kind, play};
 use super::keystore::{KeyShare, SHARES};
 use super::quorum::{self, SIGNERS_MIN};
@@ -26,9 +29,6 @@ use crate::x402::Key;
 use crate::x402::key::Signature;
 use async_trait::async_trait;
 use frost_ed25519::keys::{KeyPackage, PublicKeyPackage, SigningShare, VerifyingShare};
-use frost_ed25519::rand_core::OsRng;
-use frost_ed25519::round1::{SigningCommitments, SigningNonces};
-use frost_ed25519::round2::SignatureShare;
 use frost_ed25519::{Error as FrostError, Identifier, SigningPackage, VerifyingKey};
 
 pub use self::ceremony::FrostRounds;
@@ -161,7 +161,7 @@ impl Quorum {
     fn assemble(shares: &[KeyShare]) -> Result<Self, OpenError> {
         let first = shares.first().ok_or(OpenError::NoQuorum { have: 0 })?;
         let corrupt = |share: &KeyShare| OpenError::Corrupt(share.origin().to_owned());
-        let public = public_package(first).map_err(|_| corrupt(first))?;
+        let public = signing::public(first.group(), &first.verifying_shares).map_err(|_| corrupt(first))?;
         let shares =
             shares.iter().map(|share| key_package(share).ok_or_else(|| corrupt(share))).collect::<Result<_, _>>()?;
         Ok(Self { group: first.group(), shares, public })
@@ -206,32 +206,9 @@ impl Quorum {
     }
 }
 
-/// The nonces of one signature. Signing consumes them, and they cannot be cloned: two signatures with the same nonces
-/// would give the share away.
-struct OnceNonces(SigningNonces);
-
-impl OnceNonces {
-    fn commit(share: &KeyPackage) -> (Self, SigningCommitments) {
-        let (nonces, commitments) = frost_ed25519::round1::commit(share.signing_share(), &mut OsRng);
-        (Self(nonces), commitments)
-    }
-
-    fn sign(self, package: &SigningPackage, share: &KeyPackage) -> Result<SignatureShare, FrostError> {
-        frost_ed25519::round2::sign(package, &self.0, share)
-    }
-}
-
 fn broken(error: &FrostError) -> SignerError {
     let culprits: Vec<String> = error.culprits().iter().map(|culprit| format!("{culprit:?}")).collect();
     SignerError::Broken(format!("{error} (at fault: {})", culprits.join(", ")))
-}
-
-fn public_package(share: &KeyShare) -> Result<PublicKeyPackage, FrostError> {
-    let mut verifying = BTreeMap::new();
-    for (identifier, key) in (1_u16..).zip(&share.verifying_shares) {
-        verifying.insert(Identifier::try_from(identifier)?, VerifyingShare::deserialize(&key.0)?);
-    }
-    Ok(PublicKeyPackage::new(verifying, VerifyingKey::deserialize(&share.group().0)?, Some(SIGNERS_MIN)))
 }
 
 /// The share as the library takes it, where it fits its own public part.
@@ -249,18 +226,6 @@ fn key_package(share: &KeyShare) -> Option<KeyPackage> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Compiles only while [`OnceNonces`] is not `Clone`: with two candidates the type below could not be inferred.
-    #[test]
-    fn nonces_cannot_be_cloned() {
-        trait AmbiguousIfClone<A> {
-            fn check() {}
-        }
-        struct IsClone;
-        impl<T: ?Sized> AmbiguousIfClone<()> for T {}
-        impl<T: Clone> AmbiguousIfClone<IsClone> for T {}
-        <OnceNonces as AmbiguousIfClone<_>>::check();
-    }
 
     #[test]
     fn a_share_that_does_not_fit_its_public_part_is_found() {
@@ -293,7 +258,8 @@ mod tests {
         let [_, new, other] = play::<FrostRounds>(Kind::Refresh, false, shares).unwrap();
         let together = |shares: [&KeyShare; 2]| {
             let shares = shares.map(|share| key_package(share).unwrap()).into();
-            Quorum { group: new.group(), shares, public: public_package(&new).unwrap() }.test()
+            Quorum { group: new.group(), shares, public: signing::public(new.group(), &new.verifying_shares).unwrap() }
+                .test()
         };
         assert_eq!(together([&new, &other]), Ok(()));
         assert!(matches!(together([first, &new]), Err(OpenError::Broken(_))));

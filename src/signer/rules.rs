@@ -65,6 +65,58 @@ pub mod rule {
     pub const RECEIVER_AUTHORIZER: &str = "receiver_authorizer";
     /// The channel's token is not allowed.
     pub const TOKEN: &str = "token";
+    /// One signature would newly move more than it may.
+    pub const PER_SIGNATURE: &str = "per_signature";
+    /// More than may newly move in an hour.
+    pub const PER_HOUR: &str = "per_hour";
+    /// More than may newly move in a day.
+    pub const PER_DAY: &str = "per_day";
+    /// More signatures than a minute may have.
+    pub const SIGNATURES_PER_MINUTE: &str = "signatures_per_minute";
+    /// Not at this time.
+    pub const HOURS: &str = "hours";
+    /// Somebody has to approve it first.
+    pub const APPROVAL: &str = "approval";
+    /// A rule that only a newer cosigner knows.
+    pub const OTHER: &str = "other";
+
+    /// Every rule.
+    pub const ALL: [&str; 28] = [
+        KIND,
+        NETWORK,
+        FEE_PAYER,
+        SIGNERS,
+        PAYER_SIGNATURE,
+        COMPUTE_BUDGET,
+        INSTRUCTION,
+        GROUP_KEY,
+        PAYEE,
+        PAY_TO,
+        MINT,
+        TOKEN_ACCOUNT,
+        CHANNEL,
+        AMOUNT,
+        VOUCHER,
+        BATCH,
+        ACCOUNTS,
+        EXPIRY,
+        CONTRACT,
+        RECEIVER_AUTHORIZER,
+        TOKEN,
+        PER_SIGNATURE,
+        PER_HOUR,
+        PER_DAY,
+        SIGNATURES_PER_MINUTE,
+        HOURS,
+        APPROVAL,
+        OTHER,
+    ];
+
+    /// The rule of this name, as a cosigner elsewhere has written it.
+    #[must_use]
+    pub fn named(name: &str) -> &'static str {
+        ALL.into_iter().find(|known| *known == name).unwrap_or(OTHER)
+    }
 }
 
 /// The most channels in one claim or distribution (section 4.5).

@@ -18,6 +18,7 @@ mod support;
 mod world;
 
 mod channel;
+mod cosigners;
 mod families;
 mod payers;
 mod python;

@@ -23,6 +23,7 @@ use super::super::reader::{Complaint, Map, Value};
 use super::super::server::or;
 use super::super::yaml::join;
 use super::super::{Family, NetworkConfig, Scheme, money, schemes, secret};
+use super::{Cosigned, CosignedFamily, several};
 use super::{DECIMALS_MAX, EvmConfig, FacilitatorConfig, LocalFacilitatorConfig, rpc_urls, shown, symbol};
 use crate::amount::{Amount, Asset};
 use crate::scheme::evm::assets::{self, KnownAsset};
@@ -41,7 +42,7 @@ const MAX_FEE_GWEI_MAX: u64 = 100_000;
 /// What belongs to an EVM network.
 pub(super) fn read(map: &mut Map<'_, '_>, network: Network, chain_id: u64) -> Option<NetworkConfig> {
     let token = token(map, &network);
-    let pay_to = map.require("pay_to", PAY_TO_REMEDY).and_then(|value| pay_to(&value, &network, token.as_ref()));
+    let pay_to = map.require("pay_to", PAY_TO_REMEDY).and_then(|value| pay_to_of(&value, &network, token.as_ref()));
     let facilitator = facilitator(map, &network, token.as_ref().map(|token| token.asset.as_ref()));
     let schemes = or(map.take("schemes"), vec![Scheme::BatchSettlement], schemes::read);
     let (token, (facilitator, rpc_urls)) = (token?, facilitator?);
@@ -57,6 +58,15 @@ pub(super) fn read(map: &mut Map<'_, '_>, network: Network, chain_id: u64) -> Op
         schemes: schemes?,
     });
     Some(NetworkConfig { network, asset: token.asset, family })
+}
+
+/// What a cosigner knows of an EVM network.
+pub(super) fn cosigned(map: &mut Map<'_, '_>, network: Network, chain_id: u64) -> Option<Cosigned> {
+    let token = token(map, &network);
+    let pay_to = map.require("pay_to", PAY_TO_REMEDY);
+    let pay_to = pay_to.and_then(|value| several(&value, |value| pay_to_of(value, &network, token.as_ref())));
+    let (Token { asset, address, .. }, pay_to) = (token?, pay_to?);
+    Some(Cosigned { network, asset, family: CosignedFamily::Evm { chain_id, token: address, pay_to } })
 }
 
 /// Who sends the transactions, and the endpoints.
@@ -296,7 +306,7 @@ fn is_contract(address: &Address) -> bool {
 }
 
 /// Where the money goes. Addresses that nobody can spend from are refused.
-fn pay_to(value: &Value<'_, '_>, network: &Network, token: Option<&Token>) -> Option<Address> {
+fn pay_to_of(value: &Value<'_, '_>, network: &Network, token: Option<&Token>) -> Option<Address> {
     value.parse("an EVM address", |text| {
         let address = address(text)?;
         if address.is_zero() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::reader::{Complaint, Map, Value};
 use super::super::{Family, NetworkConfig, SandboxConfig, SvmConfig, facilitator};
-use super::{DECIMALS_MAX, Named, Networks, named, rpc_urls, symbol};
+use super::{Cosigned, CosignedFamily, DECIMALS_MAX, Named, Networks, named, rpc_urls, several, symbol};
 use crate::amount::Asset;
 use crate::scheme::svm::{
     ATA_PROGRAM, PAYMENT_CHANNELS, SYSTEM_PROGRAM, TOKEN_2022_PROGRAM, TOKEN_PROGRAM, USDC_DEVNET, USDC_MAINNET,
@@ -55,12 +55,26 @@ pub(super) fn read(map: &mut Map<'_, '_>, network: Network) -> Option<NetworkCon
     let pay_to = map.require("pay_to", PAY_TO_REMEDY).and_then(|value| pay_to(&value));
     let remedy = "Write the URL of a Solana JSON-RPC endpoint, or a list of several.";
     let rpc_urls = map.require("rpc_url", remedy).and_then(|value| rpc_urls(&value));
+    let token = token(map, &network);
+    Some(token?.at(network, Some(pay_to?), rpc_urls?))
+}
+
+/// What a cosigner knows of a Solana network.
+pub(super) fn cosigned(map: &mut Map<'_, '_>, network: Network) -> Option<Cosigned> {
+    let pay_to = map.require("pay_to", PAY_TO_REMEDY).and_then(|value| several(&value, pay_to));
+    let token = token(map, &network);
+    let (Token { asset, mint, token_program }, pay_to) = (token?, pay_to?);
+    Some(Cosigned { network, asset, family: CosignedFamily::Svm { mint, token_program, pay_to } })
+}
+
+/// `asset`, or the network's USDC.
+fn token(map: &mut Map<'_, '_>, network: &Network) -> Option<Token> {
     let usdc_here = match network.as_str() {
         SOLANA => Some(USDC_MAINNET),
         SOLANA_DEVNET | SOLANA_TESTNET => Some(USDC_DEVNET),
         _ => None,
     };
-    let token = match (map.take("asset"), usdc_here) {
+    match (map.take("asset"), usdc_here) {
         (Some(value), _) => {
             let token = asset(&value);
             if let (Some(token), SOLANA) = (&token, network.as_str())
@@ -81,8 +95,7 @@ pub(super) fn read(map: &mut Map<'_, '_>, network: Network) -> Option<NetworkCon
             }
             None
         }
-    };
-    Some(token?.at(network, Some(pay_to?), rpc_urls?))
+    }
 }
 
 /// This process is the facilitator of Solana networks, with the signer's key; what says more of it would do nothing.

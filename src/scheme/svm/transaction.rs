@@ -4,6 +4,9 @@
 //! at most [`TRANSACTION_BYTES_MAX`] bytes, refuses trailing bytes and any encoding but the canonical one, and never
 //! panics; whether a transaction is safe to sign is for its reader to judge.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use solana_address::Address;
 use solana_message::{Message as LegacyMessage, VersionedMessage};
 use solana_transaction::versioned::VersionedTransaction;
@@ -256,5 +259,20 @@ impl Transaction {
     #[must_use]
     pub fn is_signed_by(&self, key: &Key) -> bool {
         self.signature_of(key).is_some_and(|signature| super::verify_strict(key, &self.message, &signature))
+    }
+}
+
+/// As wallets and RPC write it: base64 of [`Transaction::encode`].
+impl Serialize for Transaction {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(self.encode()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Transaction {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let bytes = STANDARD.decode(text.as_bytes()).map_err(serde::de::Error::custom)?;
+        Self::decode(&bytes).map_err(serde::de::Error::custom)
     }
 }

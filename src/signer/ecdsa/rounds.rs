@@ -20,7 +20,7 @@ pub(super) type Public = dkls23_core::protocols::PublicKeyPackage<Secp256k1>;
 /// The participants, by the identifiers of their shares.
 pub(super) const PARTIES: [u8; 3] = [1, 2, 3];
 /// The first `v` of a signature by a key.
-const V_MIN: u8 = 27;
+pub(super) const V_MIN: u8 = 27;
 
 /// Why the rounds came to no end.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ fn joined(numbers: &[u8], recovery_id: u8) -> Option<EvmSignature> {
 }
 
 /// A name that no other run of the rounds has.
-fn random() -> Result<[u8; 32], Fault> {
+pub(super) fn random() -> Result<[u8; 32], Fault> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(Fault::passing)?;
     Ok(bytes)

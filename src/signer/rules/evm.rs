@@ -48,7 +48,7 @@ pub struct EvmRules {
 }
 
 /// A digest that an [`EvmJudge`] has computed over what it has accepted. Nobody else can make one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DigestToSign(B256);
 
 impl DigestToSign {
@@ -56,6 +56,12 @@ impl DigestToSign {
     #[must_use]
     pub const fn digest(&self) -> &B256 {
         &self.0
+    }
+
+    /// For tests of what comes after a judge.
+    #[cfg(test)]
+    pub(in crate::signer) const fn for_tests(digest: B256) -> Self {
+        Self(digest)
     }
 }
 

@@ -359,7 +359,8 @@ fn what_a_step_names_is_all_that_has_to_be_carried() {
 fn somebody_between_the_participants_is_found_by_the_code() {
     let (world, between) = (World::new(Kind::Generate, false), World::new(Kind::Generate, false));
     for me in PARTICIPANTS {
-        (world.start(me).unwrap(), between.start(me).unwrap());
+        world.start(me).unwrap();
+        between.start(me).unwrap();
     }
     world.carry();
     // Participant 1 is given another card for 3.

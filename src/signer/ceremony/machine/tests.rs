@@ -172,11 +172,13 @@ fn every_lie_ends_the_ceremony<R: Curved>(kind: Kind, shares: Option<&Shares<R>>
                 let brought = PARTICIPANTS
                     .map(|me| shares.filter(|_| kind.needs_share(me)).map(|shares| &shares[usize::from(me) - 1]));
                 let mut courier = |now: u8, from: u16, to: u16, message: &mut Zeroizing<Vec<u8>>| {
-                    if now == round && from == 2 && (to_both || to == 3) {
-                        if let Some(byte) = message.get_mut(at) {
-                            *byte ^= 1;
-                            changed = true;
-                        }
+                    if now == round
+                        && from == 2
+                        && (to_both || to == 3)
+                        && let Some(byte) = message.get_mut(at)
+                    {
+                        *byte ^= 1;
+                        changed = true;
                     }
                 };
                 let ended = run::<R>(kind, brought, &mut courier);
