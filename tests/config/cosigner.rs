@@ -59,7 +59,7 @@ fn the_example_of_a_cosigner_means_what_it_says() {
     };
     assert_eq!(solana.limits, limits);
     let EntryRules::Evm(rules) = &base.rules else { panic!("an EVM network") };
-    assert_eq!((rules.chain_id, rules.tokens.len(), rules.kinds.len()), (84_532, 1, 2));
+    assert_eq!((rules.chain_id, rules.tokens.len(), rules.kinds.len()), (84_532, 1, 3));
     assert_eq!(base.limits, Limits { per_day: dollars(5000), ..Limits::default() });
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
     assert!(CosignerConfig::is_meant(&project.join("cosigner.yaml")));

@@ -263,7 +263,7 @@ fn who_tells_two_stories_is_found_one_round_later() {
     assert!(found_by_one.what.contains("participant 3 says that 2 told it something else"), "{found_by_one}");
     // Participant 2 itself repeats its first story, which is not what 3 heard from it.
     let found_by_three = three.next(inbox([(1, &after_one), (2, &after_two)], 3)).err().unwrap();
-    assert_eq!(found_by_three.who, [2, 1]);
+    assert_eq!(found_by_three.who, [1, 2]);
 }
 
 #[test]
