@@ -3,14 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+#[path = "support/ceremony.rs"]
+mod ceremony;
 #[path = "support/evm_requests.rs"]
 mod evm_requests;
 #[path = "support/signer_requests.rs"]
 mod signer_requests;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -23,107 +25,48 @@ use turnpike::signer::keystore::{self, Curve, Ed25519, KeyShare, KeystoreError, 
 use turnpike::x402::Key;
 use turnpike::x402::evm::Address;
 
-const ALL: [u16; 3] = [1, 2, 3];
+use ceremony::{ALL, Desk, Desks, json};
+
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/ceremony-v1");
 
 /// Three machines: below one directory, one for each.
-struct Machines(TempDir);
+struct Machines {
+    root: TempDir,
+    desks: Desks,
+}
 
 impl Machines {
     fn new() -> Self {
-        let machines = Self(tempfile::tempdir().unwrap());
-        for me in ALL {
-            fs::create_dir(machines.of(me)).unwrap();
-            fs::write(machines.passphrase(me), format!("correct horse battery {me}\n")).unwrap();
-        }
-        machines
+        let root = tempfile::tempdir().unwrap();
+        let desks = Desks(ALL.map(|me| {
+            let place = root.path().join(format!("machine-{me}"));
+            fs::create_dir(&place).unwrap();
+            let (share, passphrase) = (place.join("share.json"), place.join("passphrase"));
+            fs::write(&passphrase, format!("correct horse battery {me}\n")).unwrap();
+            Desk { place, share, passphrase }
+        }));
+        Self { root, desks }
     }
 
-    fn of(&self, me: u16) -> PathBuf {
-        self.0.path().join(format!("machine-{me}"))
+    fn of(&self, me: u16) -> &Path {
+        &self.desks.of(me).place
     }
 
-    fn share(&self, me: u16) -> PathBuf {
-        self.of(me).join("share.json")
+    fn share(&self, me: u16) -> &Path {
+        &self.desks.of(me).share
     }
 
-    fn passphrase(&self, me: u16) -> PathBuf {
-        self.of(me).join("passphrase")
+    fn passphrase(&self, me: u16) -> &Path {
+        &self.desks.of(me).passphrase
     }
 
     fn open<C: Curve>(&self, me: u16) -> KeyShare<C> {
-        keystore::open(&self.share(me), &Passphrase::read(&self.passphrase(me)).unwrap()).unwrap()
-    }
-
-    /// A command on one machine, in its own directory and with nothing of the others at hand.
-    fn command(&self, me: u16, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_turnpike"));
-        command.current_dir(self.of(me)).env_clear().args(arguments);
-        command
+        keystore::open(self.share(me), &Passphrase::read(self.passphrase(me)).unwrap()).unwrap()
     }
 
     fn run(&self, me: u16, arguments: &[&str]) -> Output {
-        self.command(me, arguments).output().unwrap()
+        self.desks.command(me, arguments).output().unwrap()
     }
-
-    fn start(&self, me: u16, what: &[&str]) -> Value {
-        let number = me.to_string();
-        let common = ["--me", &number, "--share", "share.json", "--passphrase-file", "passphrase", "--json"];
-        json(self.run(me, &[&["ceremony", "start", "ceremony"], what, &common].concat()))
-    }
-
-    fn step(&self, me: u16, code: &[&str]) -> Value {
-        let step = ["ceremony", "step", "ceremony", "--passphrase-file", "passphrase", "--json"];
-        json(self.run(me, &[&step, code].concat()))
-    }
-
-    fn carry(&self) {
-        for from in ALL {
-            for entry in fs::read_dir(self.of(from).join("ceremony/out")).unwrap() {
-                let path = entry.unwrap().path();
-                let name = path.file_name().unwrap().to_str().unwrap();
-                for to in ALL.into_iter().filter(|to| *to != from) {
-                    if name.starts_with("card") || name.ends_with(&format!("-to-{to}.json")) {
-                        fs::copy(&path, self.of(to).join("ceremony/in").join(name)).unwrap();
-                    }
-                }
-            }
-        }
-    }
-
-    /// A whole ceremony, each with the arguments that `what` gives it. The address, which all agree on.
-    fn ceremony(&self, what: impl Fn(u16) -> Vec<&'static str>) -> String {
-        for me in ALL {
-            let _ = fs::remove_dir_all(self.of(me).join("ceremony"));
-            let begun = self.start(me, &what(me));
-            assert_eq!(begun["stage"], "cards");
-            assert_eq!(begun["waiting_for"].as_array().unwrap().len(), 2);
-        }
-        self.carry();
-        let codes = ALL.map(|me| self.step(me, &[])["code"].as_str().unwrap().to_owned());
-        assert!(codes.iter().all(|code| *code == codes[0]));
-        for me in ALL {
-            assert_eq!(self.step(me, &["--code", &codes[0]])["stage"]["round"], 1);
-        }
-        let done = |told: &Value| told["stage"]["done"]["address"].as_str().map(str::to_owned);
-        for _ in 1..=12 {
-            self.carry();
-            let told = std::thread::scope(|scope| {
-                ALL.map(|me| scope.spawn(move || self.step(me, &[]))).map(|step| step.join().unwrap())
-            });
-            if let [Some(first), Some(second), Some(third)] = told.each_ref().map(done) {
-                assert!(first == second && second == third);
-                return first;
-            }
-        }
-        panic!("the ceremony has no end")
-    }
-}
-
-fn json(output: Output) -> Value {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn solana(machines: &Machines, pair: [u16; 2]) -> Key {
@@ -148,7 +91,7 @@ fn evm(machines: &Machines, pair: [u16; 2]) -> Address {
 #[test]
 fn a_solana_key_is_made_by_three_processes_refreshed_and_one_of_its_holders_is_replaced() {
     let machines = Machines::new();
-    let address = machines.ceremony(|_| vec!["--generate"]);
+    let address = machines.desks.ceremony(|_| vec!["--generate"]);
     for pair in [[1, 2], [2, 3], [3, 1]] {
         assert_eq!(solana(&machines, pair).to_string(), address);
     }
@@ -165,17 +108,17 @@ fn a_solana_key_is_made_by_three_processes_refreshed_and_one_of_its_holders_is_r
     fs::rename(machines.of(1).join("new"), machines.passphrase(1)).unwrap();
     solana(&machines, [1, 2]);
 
-    let kept = machines.0.path().join("kept.json");
+    let kept = machines.root.path().join("kept.json");
     fs::copy(machines.share(2), &kept).unwrap();
-    assert_eq!(machines.ceremony(|_| vec!["--refresh"]), address);
+    assert_eq!(machines.desks.ceremony(|_| vec!["--refresh"]), address);
     assert_eq!(solana(&machines, [1, 2]).to_string(), address);
-    let old = keystore::open(&kept, &Passphrase::read(&machines.passphrase(2)).unwrap()).unwrap();
+    let old = keystore::open(&kept, &Passphrase::read(machines.passphrase(2)).unwrap()).unwrap();
     let error = FrostSigner::open(vec![machines.open(1), old], signer_requests::rules()).unwrap_err();
     assert!(matches!(error, OpenError::OtherGeneration { older_generation: 1, newer_generation: 2, .. }), "{error}");
 
     // The disk of machine 3 is gone.
     fs::remove_file(machines.share(3)).unwrap();
-    assert_eq!(machines.ceremony(|_| vec!["--replace", "3"]), address);
+    assert_eq!(machines.desks.ceremony(|_| vec!["--replace", "3"]), address);
     for pair in [[1, 2], [2, 3], [3, 1]] {
         assert_eq!(solana(&machines, pair).to_string(), address);
     }
@@ -186,11 +129,11 @@ fn a_solana_key_is_made_by_three_processes_refreshed_and_one_of_its_holders_is_r
 #[test]
 fn an_evm_key_is_made_by_three_processes_and_one_of_its_holders_is_replaced() {
     let machines = Machines::new();
-    let address = machines.ceremony(|_| vec!["--generate", "--curve", "secp256k1"]);
+    let address = machines.desks.ceremony(|_| vec!["--generate", "--curve", "secp256k1"]);
     assert_eq!(evm(&machines, [1, 2]).to_string(), address);
     fs::remove_file(machines.share(2)).unwrap();
     let replaced = |me| if me == 2 { vec!["--replace", "2", "--curve", "secp256k1"] } else { vec!["--replace", "2"] };
-    assert_eq!(machines.ceremony(replaced), address);
+    assert_eq!(machines.desks.ceremony(replaced), address);
     for pair in [[1, 2], [2, 3]] {
         assert_eq!(evm(&machines, pair).to_string(), address);
     }
@@ -203,25 +146,25 @@ fn an_evm_key_is_made_by_three_processes_and_one_of_its_holders_is_replaced() {
 fn a_process_that_is_killed_in_any_step_can_be_started_again() {
     let machines = Machines::new();
     for me in ALL {
-        machines.start(me, &["--generate"]);
+        machines.desks.start(me, &["--generate"]);
     }
-    machines.carry();
-    let code = machines.step(1, &[])["code"].as_str().unwrap().to_owned();
+    machines.desks.carry();
+    let code = machines.desks.step(1, &[])["code"].as_str().unwrap().to_owned();
     let mut told = Value::Null;
     for round in 1..=8 {
         // Killed before it has done anything, somewhere on its way, or after all: the step that follows goes on from anywhere.
         for attempt in 0..3 {
             let step = ["ceremony", "step", "ceremony", "--passphrase-file", "passphrase", "--code", &code];
-            let mut process = machines.command(1, &step).stdout(std::process::Stdio::null()).spawn().unwrap();
+            let mut process = machines.desks.command(1, &step).stdout(std::process::Stdio::null()).spawn().unwrap();
             std::thread::sleep(std::time::Duration::from_millis(120 * attempt + 13 * round));
             process.kill().unwrap();
             process.wait().unwrap();
         }
-        told = machines.step(1, &["--code", &code]);
+        told = machines.desks.step(1, &["--code", &code]);
         for me in [2, 3] {
-            machines.step(me, &["--code", &code]);
+            machines.desks.step(me, &["--code", &code]);
         }
-        machines.carry();
+        machines.desks.carry();
     }
     let address = told["stage"]["done"]["address"].as_str().unwrap();
     assert_eq!(solana(&machines, [1, 3]).to_string(), address);
@@ -230,12 +173,12 @@ fn a_process_that_is_killed_in_any_step_can_be_started_again() {
 #[test]
 fn a_rehearsal_makes_shares_that_no_signer_takes() {
     let machines = Machines::new();
-    let address = machines.ceremony(|_| vec!["--generate", "--rehearse"]);
-    assert_eq!(machines.ceremony(|_| vec!["--refresh", "--rehearse"]), address);
+    let address = machines.desks.ceremony(|_| vec!["--generate", "--rehearse"]);
+    assert_eq!(machines.desks.ceremony(|_| vec!["--refresh", "--rehearse"]), address);
     let shown = machines.run(1, &["key", "show", "share.json"]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("of a rehearsal: no signer takes it"), "{shown:?}");
-    let passphrase = Passphrase::read(&machines.passphrase(1)).unwrap();
-    let opened = keystore::open::<Ed25519>(&machines.share(1), &passphrase).err().unwrap();
+    let passphrase = Passphrase::read(machines.passphrase(1)).unwrap();
+    let opened = keystore::open::<Ed25519>(machines.share(1), &passphrase).err().unwrap();
     assert!(matches!(opened, KeystoreError::Rehearsal { .. }), "{opened}");
     let mixed = machines.run(
         2,
@@ -266,7 +209,7 @@ fn the_formats_of_version_1_stay() {
     let ceremony = machines.of(1).join("ceremony");
     copy(&Path::new(FIXTURES).join("participant-1"), &ceremony);
     fs::copy(Path::new(FIXTURES).join("passphrase"), machines.passphrase(1)).unwrap();
-    let told = machines.step(1, &[]);
+    let told = machines.desks.step(1, &[]);
     assert_eq!(told["stage"]["round"], 2, "{told}");
     // The shares that came of it and of a refresh.
     let share = |me: usize| {

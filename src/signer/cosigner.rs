@@ -90,6 +90,9 @@ pub enum CosignerError {
     /// The bans.
     #[error(transparent)]
     Bans(#[from] BansError),
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes: {0}")]
+    Random(String),
 }
 
 /// Why a request is not done.
@@ -130,6 +133,8 @@ pub struct Cosigner(Arc<Inner>);
 
 struct Inner {
     name: String,
+    /// Names this run.
+    instance: String,
     frost: Option<FrostSide>,
     ecdsa: Option<EcdsaSide>,
     record: Record,
@@ -151,7 +156,10 @@ impl Cosigner {
             None => None,
         };
         let store = Store::open(&store).map_err(CosignerError::Store)?;
-        Ok(Self(Arc::new(Inner { name, frost, ecdsa, record: Record { store, audit, clock } })))
+        let mut instance = [0; 8];
+        getrandom::fill(&mut instance).map_err(|error| CosignerError::Random(error.to_string()))?;
+        let (instance, record) = (hex(&instance), Record { store, audit, clock });
+        Ok(Self(Arc::new(Inner { name, instance, frost, ecdsa, record })))
     }
 
     /// What is public of it.
@@ -162,6 +170,12 @@ impl Cosigner {
             ed25519: self.0.frost.as_ref().map(FrostSide::public),
             secp256k1: self.0.ecdsa.as_ref().map(EcdsaSide::public),
         }
+    }
+
+    /// Names this run ([`wire::INSTANCE`](super::wire::INSTANCE)).
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.0.instance
     }
 
     /// The record, for the operator's questions.

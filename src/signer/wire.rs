@@ -26,6 +26,10 @@ pub const BODY_BYTES_MAX: usize = 512 * 1024;
 /// For how long a cosigner keeps what it has begun: nonces that are not used by then are gone.
 pub const SESSION_LIFE: Duration = Duration::from_secs(30);
 
+/// The header of every answer that names the run of the cosigner which gives it. After a restart what it has said of itself
+/// may hold no more: its share may be one of another generation.
+pub const INSTANCE: &str = "turnpike-instance";
+
 /// One kind of exchange.
 pub trait Call: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Where it is posted.

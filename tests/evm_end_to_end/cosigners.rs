@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -12,6 +13,7 @@ use turnpike::client::Client as SolanaClient;
 use turnpike::client::http::Request;
 use turnpike::x402::Key;
 
+use super::ceremony::{ALL, Desk, Desks};
 use super::client::Payer;
 use super::node::Node;
 use super::support::{BINARY, Chain, PATIENCE, Process, address, balance, client, directory, rpc, wallet};
@@ -36,11 +38,13 @@ struct Namespace {
 
 impl Namespace {
     /// `None` where this process may not make one.
-    fn make(number: u16) -> Option<Self> {
-        let pid = std::process::id();
+    fn make() -> Option<Self> {
+        // Tests of one process do not meet either.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let (pid, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let (name, link) = (format!("turnpike-{pid}-{number}"), format!("tp{}n{number}", pid % 100_000));
         // 10.64.0.0/10 by the process, so that two runs do not meet.
-        let net = format!("10.{}.{}", 64 + pid % 64, (pid / 64 % 64) * 4 + u32::from(number));
+        let net = format!("10.{}.{}", 64 + pid % 64, (pid / 64 % 32) * 8 + number % 8);
         let made = Self { address: format!("{net}.2"), name, link };
         let inside = |arguments: &[&str]| run("ip", &[&["-n", &made.name], arguments].concat());
         let done = run("ip", &["netns", "add", &made.name])
@@ -76,9 +80,9 @@ struct Machine {
 }
 
 impl Machine {
-    /// A cosigner with the second or third share of both keys.
+    /// A cosigner with the share of this number of both keys.
     fn new(number: u16, place: &Path, solana_pay_to: &Key) -> Self {
-        let namespace = Namespace::make(number);
+        let namespace = Namespace::make();
         let address = match &namespace {
             Some(namespace) => format!("{}:8443", namespace.address),
             None => std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string(),
@@ -140,28 +144,33 @@ fn operator(arguments: &[&str], file: &Path) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// Makes both keys and the certificates; the address of the Solana key.
-fn keys(place: &Path) -> Key {
+/// Makes both keys and the certificates; the address of each key.
+fn keys(place: &Path) -> (Key, String) {
     let make = |arguments: &[&str]| {
         let made =
             Command::new(BINARY).arg("keygen").args(arguments).arg("--json").current_dir(place).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         serde_json::from_slice::<Value>(&made.stdout).unwrap()
     };
-    make(&["--curve", "secp256k1", "--out", "shares", "--generate-passphrases", "passphrases"]);
-    make(&["--certificates", "proxy,cosigner-2,cosigner-3", "--out", "tls"]);
+    let evm = make(&["--curve", "secp256k1", "--out", "shares", "--generate-passphrases", "passphrases"]);
+    make(&["--certificates", "proxy,cosigner-1,cosigner-2,cosigner-3", "--out", "tls"]);
     let solana = make(&["--out", "shares", "--generate-passphrases", "passphrases"]);
-    solana["address"].as_str().unwrap().parse().unwrap()
+    (solana["address"].as_str().unwrap().parse().unwrap(), evm["address"].as_str().unwrap().to_owned())
 }
 
-/// The proxy holds the first share of both keys.
-fn signer(machines: &[Machine]) -> String {
+/// The proxy holds the first share of both keys, or where all three have a machine of their own, none.
+fn signer(machines: &[Machine], (solana, evm): &(Key, String)) -> String {
     let cosigners: Vec<_> =
         machines.iter().map(|it| format!("{{ name: {}, address: '{}' }}", it.name, it.address)).collect();
+    let shares = if machines.len() == 3 {
+        format!("  address: {solana}\n  evm_address: '{evm}'\n")
+    } else {
+        "  shares: [{ file: shares/share-1.json, passphrase_file: passphrases/passphrase-1.txt }]\n  \
+         evm_shares: [{ file: shares/evm-share-1.json, passphrase_file: passphrases/evm-passphrase-1.txt }]\n"
+            .to_owned()
+    };
     format!(
-        "signer:\n  shares: [{{ file: shares/share-1.json, passphrase_file: passphrases/passphrase-1.txt }}]\n  \
-         evm_shares: [{{ file: shares/evm-share-1.json, passphrase_file: passphrases/evm-passphrase-1.txt }}]\n  \
-         cosigners: [{}]\n  cosigner_timeout: 4s\n  \
+        "signer:\n{shares}  cosigners: [{}]\n  cosigner_timeout: 4s\n  \
          tls: {{ cert_file: tls/proxy.pem, key_file: tls/proxy.key, ca_file: tls/ca.pem }}\n",
         cosigners.join(", ")
     )
@@ -174,23 +183,26 @@ struct Scene {
     solana: SolanaClient,
     solana_pay_to: Key,
     payer: Payer,
+    place: PathBuf,
 }
 
 impl Scene {
-    async fn open() -> (Self, Vec<Machine>) {
+    /// With a cosigner for each of these shares.
+    async fn open(shares: &[u16]) -> (Self, Vec<Machine>) {
         let (chain, place): (Chain, TempDir) = (Chain::start(), directory());
-        let group = keys(place.path());
+        let keys = keys(place.path());
         let solana_pay_to = address(&wallet(51));
-        rpc(&chain.url, "requestAirdrop", json!([group, 10_000_000_000_u64])).await;
+        rpc(&chain.url, "requestAirdrop", json!([keys.0, 10_000_000_000_u64])).await;
         rpc(&chain.url, "sandbox_mintTo", json!([solana_pay_to, 0])).await;
         let solana = client(&chain.url, 2, FUNDS, 20_000).await;
         let payer = Payer::new(1);
         let machines: Vec<_> =
-            [2, 3].into_iter().map(|number| Machine::new(number, place.path(), &solana_pay_to)).collect();
+            shares.iter().map(|number| Machine::new(*number, place.path(), &solana_pay_to)).collect();
+        let at = place.path().to_owned();
         let entry = format!("{{ network: solana-devnet, pay_to: {solana_pay_to}, rpc_url: '{}' }}", chain.url);
         let node = Node::start(&[&payer], false);
-        let shop = Shop::open_beside(&entry, &signer(&machines), place, node, Facilitator::Local, ROUTES);
-        (Self { shop, chain, solana, solana_pay_to, payer }, machines)
+        let shop = Shop::open_beside(&entry, &signer(&machines, &keys), place, node, Facilitator::Local, ROUTES);
+        (Self { shop, chain, solana, solana_pay_to, payer, place: at }, machines)
     }
 
     /// One call on each family.
@@ -220,7 +232,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_machines_settle_through_the_loss_of_any_one_and_wait_for_two() {
-    let (scene, mut machines) = Scene::open().await;
+    let (scene, mut machines) = Scene::open(&[2, 3]).await;
     let mut evm = scene.shop.client(&scene.payer, &json!({ "deposit": "20000" }));
     let mut calls = 0;
     scene.earns(&mut evm, &mut calls, "all three are there").await;
@@ -273,4 +285,43 @@ async fn three_machines_settle_through_the_loss_of_any_one_and_wait_for_two() {
     let paid = calls * PRICE;
     assert_eq!(scene.shop.balances(scene.payer.address()).await, [FUNDS - paid, paid, 0]);
     assert_eq!(balance(&scene.chain.url, &scene.solana.address()).await, FUNDS - paid);
+}
+
+/// What the three holders of a key's shares have; `prefix` is the key's.
+fn desks(place: &Path, prefix: &str) -> Desks {
+    Desks(ALL.map(|me| {
+        let desk = place.join(format!("desk-{prefix}{me}"));
+        std::fs::create_dir(&desk).unwrap();
+        let share = place.join(format!("shares/{prefix}share-{me}.json"));
+        Desk { place: desk, share, passphrase: place.join(format!("passphrases/{prefix}passphrase-{me}.txt")) }
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shares_are_renewed_under_load_and_the_addresses_stay() {
+    let (scene, mut machines) = Scene::open(&ALL).await;
+    let mut evm = scene.shop.client(&scene.payer, &json!({ "deposit": "200000" }));
+    let mut calls = 0;
+    scene.earns(&mut evm, &mut calls, "before").await;
+    // The shares on the disks are renewed while those in memory go on signing.
+    let keys = ["", "evm-"].map(|prefix| desks(&scene.place, prefix));
+    let renewed = tokio::task::spawn_blocking(move || keys.map(|desks| desks.ceremony(|_| vec!["--refresh"])));
+    while !renewed.is_finished() {
+        scene.earns(&mut evm, &mut calls, "while shares are renewed").await;
+    }
+    let renewed = renewed.await.unwrap();
+    // One machine after the other takes its new share. Two of one generation are always there, and no third is blamed.
+    for machine in &mut machines {
+        machine.kill();
+        machine.start();
+        scene.earns(&mut evm, &mut calls, &format!("{} has its new share", machine.name)).await;
+    }
+    let metrics = scene.admin("/metrics").await;
+    assert!(!metrics.contains("fault=\"lied\""), "{metrics}");
+    let configuration = std::fs::read_to_string(scene.place.join("turnpike.yaml")).unwrap();
+    for (address, prefix) in renewed.iter().zip(["", "evm-"]) {
+        assert!(configuration.contains(address), "the key is the one that was configured");
+        let shown = operator(&["key", "show", "--json"], &scene.place.join(format!("shares/{prefix}share-2.json")));
+        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["generation"], 2);
+    }
 }

@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
+#[path = "../support/ceremony.rs"]
+#[allow(dead_code, reason = "other tests take single steps with it")]
+mod ceremony;
 #[path = "../evm_chain/client.rs"]
 #[allow(dead_code, reason = "other tests sign more with it")]
 mod client;

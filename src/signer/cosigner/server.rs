@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Cosigner, Trouble};
 use crate::signer::tls;
-use crate::signer::wire::{Answer, BODY_BYTES_MAX, Begin, Call, Cause, Commit, Continue, Hello, Reply, Sign};
+use crate::signer::wire::{Answer, BODY_BYTES_MAX, Begin, Call, Cause, Commit, Continue, Hello, INSTANCE, Reply, Sign};
 
 /// The most connections at once, those in their handshake among them.
 const CONNECTIONS_MAX: usize = 128;
@@ -176,12 +176,17 @@ async fn route(cosigner: Cosigner, request: Request<Incoming>) -> Response<Full<
         Err(_) => return respond(StatusCode::REQUEST_TIMEOUT, "the body took too long".into()),
     };
     // Arithmetic and disk, beside the connections.
+    let instance = HeaderValue::from_str(cosigner.instance());
     let answered = tokio::task::spawn_blocking(move || cosigner.handle(&path, &body)).await;
     let (status, answer) = answered.unwrap_or_else(|error| {
         tracing::error!(%error, "a call has ended in a defect of ours: report it");
         (StatusCode::INTERNAL_SERVER_ERROR, "a defect; the cosigner's log says more".into())
     });
-    respond(status, answer.into())
+    let mut response = respond(status, answer.into());
+    if let Ok(instance) = instance {
+        response.headers_mut().insert(INSTANCE, instance);
+    }
+    response
 }
 
 impl Cosigner {

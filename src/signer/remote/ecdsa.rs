@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::peer::Peer;
-use super::race::{Fault, race};
+use super::race::{Fault, as_introduced, race};
 use super::{Cosigners, Member, PeerError, SIGN_WAIT_MAX, outcome, pairs};
 use crate::scheme::evm::signature;
 use crate::signer::ecdsa::address_of;
@@ -66,7 +66,8 @@ impl RemoteEvmSigner {
         // Up to a hundred vouchers are verified.
         let digest = off_the_runtime(move || judge.judge(&judged)).await?;
         let pairs = pairs(self.0.own.is_some(), &self.0.cosigners.peers);
-        let signed = race(pairs, SIGN_WAIT_MAX, |pair| self.attempt(pair, request, &digest)).await;
+        let attempt = |pair| self.attempt(pair, request, &digest);
+        let signed = race(pairs, SIGN_WAIT_MAX, |pair| as_introduced(pair, attempt)).await;
         signed.map_err(outcome)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::future::try_join;
 
-use super::race::{Fault, race};
+use super::race::{Fault, as_introduced, race};
 use super::{Cosigners, Member, PeerError, SIGN_WAIT_MAX, outcome, pairs};
 use crate::signer::frost::signing::{Commitment, Commitments, FrostShare, Joiner, OnceNonces, SignaturePart};
 use crate::signer::keystore::{KeyShare, SHARES};
@@ -57,7 +57,8 @@ impl RemoteSigner {
     pub async fn sign_request(&self, request: &SigningRequest) -> Result<Signature, SignerError> {
         let bytes = self.0.judge.judge(request)?;
         let pairs = pairs(self.0.own.is_some(), &self.0.cosigners.peers);
-        let signed = race(pairs, SIGN_WAIT_MAX, |pair| self.attempt(pair, request, &bytes)).await;
+        let attempt = |pair| self.attempt(pair, request, &bytes);
+        let signed = race(pairs, SIGN_WAIT_MAX, |pair| as_introduced(pair, attempt)).await;
         signed.map_err(outcome)
     }
 

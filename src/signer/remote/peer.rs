@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
 use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request};
 use http_body_util::Full;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::ASIDE;
 use crate::http_client::{causes, read};
 use crate::signer::rules::rule;
-use crate::signer::wire::{BODY_BYTES_MAX, Call, Cause, Hello, Introduction, Reply};
+use crate::signer::wire::{BODY_BYTES_MAX, Call, Cause, Hello, INSTANCE, Introduction, Reply};
 use crate::telemetry::Telemetry;
 
 /// Idle connections to one cosigner.
@@ -55,6 +55,9 @@ pub enum PeerError {
         /// What was asked and what is allowed.
         detail: String,
     },
+    /// It has been started anew since it was asked who it is.
+    #[error("has been started anew meanwhile")]
+    Restarted,
     /// It could not.
     #[error("{what}")]
     Failed {
@@ -73,7 +76,7 @@ impl PeerError {
         match self {
             Self::Unreachable(_) => "unreachable",
             Self::Refused { .. } => "refused",
-            Self::Failed { .. } => "failed",
+            Self::Restarted | Self::Failed { .. } => "failed",
             Self::Lied(_) => "lied",
         }
     }
@@ -90,6 +93,8 @@ pub(super) struct Peer {
 #[derive(Default)]
 struct State {
     introduction: Option<Introduction>,
+    /// The run that it was last heard from.
+    instance: Option<HeaderValue>,
     /// What the last word of it was: `None` before the first.
     last: Option<Result<(), String>>,
     /// Until when it is asked last, and what for.
@@ -200,6 +205,7 @@ impl Peer {
             .map_err(|error| unreachable(error.to_string()))?;
         let response = self.client.request(request).await.map_err(|error| unreachable(causes(&error)))?;
         let status = response.status();
+        self.same_run(response.headers().get(INSTANCE), C::PATH == Hello::PATH)?;
         let body = read(response, BODY_BYTES_MAX).await.map_err(unreachable)?;
         match serde_json::from_slice(&body) {
             Ok(Reply::Done(done)) => Ok(done),
@@ -212,11 +218,23 @@ impl Peer {
         }
     }
 
+    /// Forgets what it has said of itself where that was before a restart. What was asked on the strength of it has to be
+    /// begun again, or a share of another generation would pass for a wrong one.
+    fn same_run(&self, instance: Option<&HeaderValue>, hello: bool) -> Result<(), PeerError> {
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.instance, instance.cloned());
+        if before.is_none() || before == state.instance {
+            return Ok(());
+        }
+        state.introduction = None;
+        if hello { Ok(()) } else { Err(PeerError::Restarted) }
+    }
+
     /// Notes what came of a call, and tells of what has changed.
     fn note(&self, error: Option<&PeerError>) {
         let down = match error {
             // It is there, and says so.
-            None | Some(PeerError::Refused { .. }) => Ok(()),
+            None | Some(PeerError::Refused { .. } | PeerError::Restarted) => Ok(()),
             Some(PeerError::Failed { cause, what }) => match cause {
                 Cause::Broken => Err(what.clone()),
                 Cause::Stale | Cause::Peer | Cause::Banned | Cause::Busy | Cause::Malformed => Ok(()),

@@ -92,6 +92,23 @@ where
     }
 }
 
+/// An attempt, and another for each of the two that has been started anew since it was asked who it is.
+///
+/// # Errors
+/// The last attempt's fault.
+pub(super) async fn as_introduced<T, F>(pair: [Member; 2], attempt: impl Fn([Member; 2]) -> F) -> Result<T, Fault>
+where
+    F: Future<Output = Result<T, Fault>>,
+{
+    for _ in &pair {
+        match attempt(pair.clone()).await {
+            Err(Fault::Of(_, PeerError::Restarted)) => {}
+            done => return done,
+        }
+    }
+    attempt(pair).await
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
