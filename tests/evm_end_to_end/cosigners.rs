@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ const ROUTES: &str = "
   - { path: /usage, price: '$0.001', metering: { header: X-Cost }, schemes: [upto, batch-settlement] }";
 /// What a call costs.
 const PRICE: u64 = 1000;
+/// Two calls on each channel may be served and not yet claimed.
+const CAPPED: &str = "{ interval: 1h, min_amount: $0.001, exposure_max: $0.1, channel_exposure_max: $0.002 }";
 
 fn run(program: &str, arguments: &[&str]) -> bool {
     Command::new(program).args(arguments).output().is_ok_and(|done| done.status.success())
@@ -188,7 +191,7 @@ struct Scene {
 
 impl Scene {
     /// With a cosigner for each of these shares.
-    async fn open(shares: &[u16]) -> (Self, Vec<Machine>) {
+    async fn open(shares: &[u16], settlement: &str) -> (Self, Vec<Machine>) {
         let (chain, place): (Chain, TempDir) = (Chain::start(), directory());
         let keys = keys(place.path());
         let solana_pay_to = address(&wallet(51));
@@ -201,7 +204,8 @@ impl Scene {
         let at = place.path().to_owned();
         let entry = format!("{{ network: solana-devnet, pay_to: {solana_pay_to}, rpc_url: '{}' }}", chain.url);
         let node = Node::start(&[&payer], false);
-        let shop = Shop::open_beside(&entry, &signer(&machines, &keys), place, node, Facilitator::Local, ROUTES);
+        let rest = format!("settlement: {settlement}\n{}", signer(&machines, &keys));
+        let shop = Shop::open_beside(&entry, &rest, place, node, Facilitator::Local, ROUTES);
         (Self { shop, chain, solana, solana_pay_to, payer, place: at }, machines)
     }
 
@@ -232,7 +236,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_machines_settle_through_the_loss_of_any_one_and_wait_for_two() {
-    let (scene, mut machines) = Scene::open(&[2, 3]).await;
+    let (scene, mut machines) = Scene::open(&[2, 3], CAPPED).await;
     let mut evm = scene.shop.client(&scene.payer, &json!({ "deposit": "20000" }));
     let mut calls = 0;
     scene.earns(&mut evm, &mut calls, "all three are there").await;
@@ -254,6 +258,15 @@ async fn three_machines_settle_through_the_loss_of_any_one_and_wait_for_two() {
     assert_eq!(scene.received().await, [calls * PRICE; 2], "nothing moves");
     scene.pay(&mut evm).await;
     calls += 2;
+    // That is all the credit there is.
+    let refused = evm.ask(json!({ "do": "pay", "url": "/quote" }));
+    assert_eq!(
+        (refused["status"].as_u64(), refused["body"].as_str().unwrap().contains("exposure")),
+        (Some(503), true),
+        "{refused}"
+    );
+    let refused = scene.solana.call(&Request::get(scene.shop.turnpike.url("/quote"))).await.unwrap();
+    assert_eq!(refused.response.status(), 503);
     let health = scene.admin("/health").await;
     assert!(health.contains("cosigner-2") && health.contains("cosigner-3"), "{health}");
     let metrics = scene.admin("/metrics").await;
@@ -297,31 +310,56 @@ fn desks(place: &Path, prefix: &str) -> Desks {
     }))
 }
 
+impl Scene {
+    /// Renews the shares of both keys by a ceremony while calls are paid and settled; then one machine after the other takes
+    /// its new share. The addresses that the ceremonies end with.
+    async fn renews(
+        &self,
+        evm: &mut Client<'_>,
+        calls: &mut u64,
+        machines: &mut [Machine],
+        keys: &[Arc<Desks>; 2],
+        what: &'static [&'static str],
+    ) -> Vec<String> {
+        let keys = keys.clone();
+        let ceremonies = tokio::task::spawn_blocking(move || {
+            let each = keys.iter().zip(["ed25519", "secp256k1"]);
+            each.map(|(desks, curve)| desks.ceremony(|_| [what, &["--curve", curve]].concat())).collect()
+        });
+        while !ceremonies.is_finished() {
+            self.earns(evm, calls, &format!("during {what:?}")).await;
+        }
+        let addresses = ceremonies.await.unwrap();
+        // Two of one generation are always there, and no third is blamed.
+        for machine in machines {
+            machine.kill();
+            machine.start();
+            self.earns(evm, calls, &format!("{} has its new share, {what:?}", machine.name)).await;
+        }
+        addresses
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn shares_are_renewed_under_load_and_the_addresses_stay() {
-    let (scene, mut machines) = Scene::open(&ALL).await;
+async fn shares_are_renewed_and_a_holder_is_replaced_under_load_and_the_addresses_stay() {
+    let (scene, mut machines) = Scene::open(&ALL, "{ interval: 1h }").await;
     let mut evm = scene.shop.client(&scene.payer, &json!({ "deposit": "200000" }));
     let mut calls = 0;
     scene.earns(&mut evm, &mut calls, "before").await;
-    // The shares on the disks are renewed while those in memory go on signing.
-    let keys = ["", "evm-"].map(|prefix| desks(&scene.place, prefix));
-    let renewed = tokio::task::spawn_blocking(move || keys.map(|desks| desks.ceremony(|_| vec!["--refresh"])));
-    while !renewed.is_finished() {
-        scene.earns(&mut evm, &mut calls, "while shares are renewed").await;
+    let keys = ["", "evm-"].map(|prefix| Arc::new(desks(&scene.place, prefix)));
+    let addresses = scene.renews(&mut evm, &mut calls, &mut machines, &keys, &["--refresh"]).await;
+    // The third machine's disk is gone, and another takes its part.
+    for desks in &keys {
+        std::fs::remove_file(&desks.of(3).share).unwrap();
     }
-    let renewed = renewed.await.unwrap();
-    // One machine after the other takes its new share. Two of one generation are always there, and no third is blamed.
-    for machine in &mut machines {
-        machine.kill();
-        machine.start();
-        scene.earns(&mut evm, &mut calls, &format!("{} has its new share", machine.name)).await;
-    }
+    let replaced = scene.renews(&mut evm, &mut calls, &mut machines, &keys, &["--replace", "3"]).await;
+    assert_eq!(replaced, addresses);
     let metrics = scene.admin("/metrics").await;
     assert!(!metrics.contains("fault=\"lied\""), "{metrics}");
     let configuration = std::fs::read_to_string(scene.place.join("turnpike.yaml")).unwrap();
-    for (address, prefix) in renewed.iter().zip(["", "evm-"]) {
+    for (address, desks) in addresses.iter().zip(&keys) {
         assert!(configuration.contains(address), "the key is the one that was configured");
-        let shown = operator(&["key", "show", "--json"], &scene.place.join(format!("shares/{prefix}share-2.json")));
-        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["generation"], 2);
+        let shown = operator(&["key", "show", "--json"], &desks.of(2).share);
+        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["generation"], 3);
     }
 }

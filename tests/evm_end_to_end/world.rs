@@ -205,10 +205,11 @@ impl Shop {
         Self::serve(place, node, script, &format!("{}\n{signer}routes:\n{routes}", keys.join("\n")))
     }
 
-    /// Opens one that is paid on another network too: `other` is its entry, and `signer` both keys'.
+    /// Opens one that is paid on another network too: `other` is its entry, and `rest` is what else is configured, the
+    /// signer's part with both keys among it.
     pub fn open_beside(
         other: &str,
-        signer: &str,
+        rest: &str,
         place: TempDir,
         node: Node,
         facilitator: Facilitator,
@@ -216,13 +217,14 @@ impl Shop {
     ) -> Self {
         let (keys, script) = reached(&node, facilitator, &place);
         let networks = format!("networks:\n  - {other}\n  - {{ {} }}", keys.join(", "));
-        Self::serve(place, node, script, &format!("{networks}\n{signer}routes:\n{routes}"))
+        Self::serve(place, node, script, &format!("{networks}\n{rest}routes:\n{routes}"))
     }
 
     fn serve(place: TempDir, node: Node, facilitator: Option<Script>, configuration: &str) -> Self {
         let upstream = upstream();
         // No round of its own: a test says when it settles.
-        let basis = format!("upstream: http://{}\nsettlement: {{ interval: 1h }}", upstream.address);
+        let hourly = if configuration.contains("settlement:") { "" } else { "settlement: { interval: 1h }" };
+        let basis = format!("upstream: http://{}\n{hourly}", upstream.address);
         let turnpike = Turnpike::serve(place.path(), &format!("{basis}\n{configuration}"));
         Self { turnpike, node, _facilitator: facilitator, _upstream: upstream, place }
     }
