@@ -36,9 +36,9 @@ fuzz_target!(|data: &[u8]| {
 
 /// What is read writes and reads the same, and no check of it panics.
 fn evm(payload: Value) {
-    if let Ok(read) = batch_settlement_evm::parse(payload.clone()) {
+    if let Ok(read) = batch_settlement_evm::parse(&payload) {
         let written = serde_json::to_value(&read).expect("what was read can be written");
-        assert_eq!(batch_settlement_evm::parse(written).expect("what was written can be read"), read);
+        assert_eq!(batch_settlement_evm::parse(&written).expect("what was written can be read"), read);
         let (EvmBatchPayload::Deposit { channel_config, voucher, .. }
         | EvmBatchPayload::Voucher { channel_config, voucher }
         | EvmBatchPayload::Refund { channel_config, voucher, .. }) = &read;
