@@ -1,17 +1,16 @@
 //! A cosigner's own file: its share, who may ask it, and what it allows. Read as the proxy's is, every problem at once;
 //! `config/cosigner.yaml` explains it key by key.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::money;
 use super::network::{self, Cosigned, CosignedFamily};
-use super::problem::{Problem, Problems, Warning};
-use super::reader::{Complaint, Context, Map, Value};
+use super::problem::{Problems, Warning};
+use super::reader::{Complaint, Map, Value, document};
 use super::server::{self, or};
-use super::{Env, LogConfig, ShareConfig, signer, yaml};
+use super::{Env, LogConfig, ShareConfig, signer};
 use crate::amount::{Amount, Asset};
 use crate::scheme::svm::treasury_owner;
 use crate::signer::cosigner::policy::{Hours, Limits};
@@ -71,27 +70,8 @@ impl CosignerConfig {
     /// # Errors
     /// Every problem at once.
     pub fn parse(path: &Path, text: &str, env: &Env<'_>) -> Result<(Self, Vec<Warning>), Problems> {
-        let (tree, problems) = yaml::parse(text);
-        let cx = Context {
-            env,
-            base: path.parent().unwrap_or(Path::new("")),
-            problems: RefCell::new(problems),
-            warnings: RefCell::new(Vec::new()),
-        };
         let want = "a mapping that begins with name, listen and tls";
-        let config = tree.and_then(|tree| Value::root(&cx, &tree).map(want, |root| whole(root, path)).flatten());
-        let mut problems = cx.problems.into_inner();
-        match config {
-            Some(config) if problems.is_empty() => Ok((config, cx.warnings.into_inner())),
-            _ => {
-                if problems.is_empty() {
-                    let message = "cannot be understood, and no reason was found.".to_owned();
-                    let remedy = "This is a fault of Turnpike; please report it with the file.".to_owned();
-                    problems.push(Problem { line: None, column: None, key: String::new(), message, remedy });
-                }
-                Err(Problems::of(path, problems))
-            }
-        }
+        document(path, text, env, want, |root| whole(root, path))
     }
 
     /// Whether a file is meant to be a cosigner's: it has a key that a proxy's never has.

@@ -7,8 +7,8 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use super::problem::{Problem, Warning};
-use super::yaml::{Entry, Kind, Node, join};
+use super::problem::{Problem, Problems, Warning};
+use super::yaml::{self, Entry, Kind, Node, join};
 use super::{Env, value};
 
 /// What every reader needs.
@@ -18,6 +18,36 @@ pub(super) struct Context<'c> {
     pub base: &'c Path,
     pub problems: RefCell<Vec<Problem>>,
     pub warnings: RefCell<Vec<Warning>>,
+}
+
+/// Reads a whole file: `want` says how it begins, `whole` reads it. Every problem at once, each with its place.
+pub(super) fn document<T>(
+    path: &Path,
+    text: &str,
+    env: &Env<'_>,
+    want: &'static str,
+    whole: impl FnOnce(&mut Map<'_, '_>) -> Option<T>,
+) -> Result<(T, Vec<Warning>), Problems> {
+    let (tree, problems) = yaml::parse(text);
+    let cx = Context {
+        env,
+        base: path.parent().unwrap_or(Path::new("")),
+        problems: RefCell::new(problems),
+        warnings: RefCell::new(Vec::new()),
+    };
+    let read = tree.and_then(|tree| Value::root(&cx, &tree).map(want, whole).flatten());
+    let mut problems = cx.problems.into_inner();
+    match read {
+        Some(read) if problems.is_empty() => Ok((read, cx.warnings.into_inner())),
+        _ => {
+            if problems.is_empty() {
+                let message = "cannot be understood, and no reason was found.".to_owned();
+                let remedy = "This is a fault of Turnpike; please report it with the file.".to_owned();
+                problems.push(Problem { line: None, column: None, key: String::new(), message, remedy });
+            }
+            Err(Problems::of(path, problems))
+        }
+    }
 }
 
 /// What is wrong with a value, without the value.

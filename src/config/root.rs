@@ -1,6 +1,5 @@
 //! The whole file: every part is read, whatever is wrong with the others, and then they are put together.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::money::Assets;
 use super::network::{self, Networks};
-use super::problem::{Problem, Problems, Warning};
-use super::reader::{Complaint, Context, Map, Value};
+use super::problem::{Problems, Warning};
+use super::reader::{Complaint, Map, Value, document};
 use super::route::RouteConfig;
 use super::routes::{self, Surroundings};
 use super::server::{self, Server, or};
@@ -27,27 +26,8 @@ const STORE: &str = "turnpike.db";
 
 /// Reads a file's text.
 pub(super) fn read(path: &Path, text: &str, env: &Env<'_>) -> Result<(Config, Vec<Warning>), Problems> {
-    let (tree, problems) = yaml::parse(text);
-    let cx = Context {
-        env,
-        base: path.parent().unwrap_or(Path::new("")),
-        problems: RefCell::new(problems),
-        warnings: RefCell::new(Vec::new()),
-    };
     let want = "a mapping that begins with upstream, network and routes";
-    let config = tree.and_then(|tree| Value::root(&cx, &tree).map(want, |root| whole(root, path, text)).flatten());
-    let mut problems = cx.problems.into_inner();
-    match config {
-        Some(config) if problems.is_empty() => Ok((config, cx.warnings.into_inner())),
-        _ => {
-            if problems.is_empty() {
-                let message = "cannot be understood, and no reason was found.".to_owned();
-                let remedy = "This is a fault of Turnpike; please report it with the file.".to_owned();
-                problems.push(Problem { line: None, column: None, key: String::new(), message, remedy });
-            }
-            Err(Problems::of(path, problems))
-        }
-    }
+    document(path, text, env, want, |root| whole(root, path, text))
 }
 
 /// Reads every part, then puts them together where all are there.
