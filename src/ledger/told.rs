@@ -5,11 +5,14 @@
 //! two). What a charge is worth stands in the entry with the payer's own signature over the total, so that the record
 //! proves by itself what was owed.
 
+use std::fmt;
+
 use super::channel::svm::Svm;
 use super::channel::{ChainState, Evm, Family};
 use super::store::{About, BatchState, RecordOf, Write};
 use crate::amount::Amount;
 use crate::audit::{Entry, Kind};
+use crate::x402::Network;
 
 /// A family whose records can be told of.
 pub trait Told: Family {
@@ -80,6 +83,17 @@ fn change<F: Told>(record: &RecordOf<F>, about: &About, add: &mut impl FnMut(Ent
     }
 }
 
+/// How an entry about a channel begins.
+fn about(
+    kind: Kind,
+    network: &Network,
+    asset: impl fmt::Display,
+    channel: impl fmt::Display,
+    payer: impl fmt::Display,
+) -> Entry {
+    Entry::new(kind).text("network", network).text("asset", asset).text("channel", channel).text("payer", payer)
+}
+
 fn state(entry: Entry, state: &BatchState) -> Entry {
     match state {
         BatchState::Signed => entry.text("step", "signed"),
@@ -95,11 +109,7 @@ fn lines<Id: ToString>(entry: Entry, lines: &[(Id, Amount)]) -> Entry {
 
 impl Told for Svm {
     fn channel(kind: Kind, terms: &Self::Terms) -> Entry {
-        Entry::new(kind)
-            .text("network", &terms.seller.network)
-            .text("asset", &terms.seller.asset.address)
-            .text("channel", terms.id)
-            .text("payer", terms.payer)
+        about(kind, &terms.seller.network, &terms.seller.asset.address, terms.id, terms.payer)
     }
 
     fn signature(entry: Entry, signature: &Self::Signature) -> Entry {
@@ -128,11 +138,7 @@ impl Told for Svm {
 
 impl Told for Evm {
     fn channel(kind: Kind, terms: &Self::Terms) -> Entry {
-        Entry::new(kind)
-            .text("network", &terms.seller.network)
-            .text("asset", terms.seller.token)
-            .text("channel", terms.id)
-            .text("payer", terms.payer)
+        about(kind, &terms.seller.network, terms.seller.token, terms.id, terms.payer)
     }
 
     fn signature(entry: Entry, signature: &Self::Signature) -> Entry {
