@@ -252,11 +252,7 @@ pub fn create<C: Curve>(
     passphrase: &Passphrase,
     kdf: Kdf,
 ) -> Result<(), KeystoreError> {
-    let mut salt = [0; SALT_BYTES];
-    let mut nonce = [0; NONCE_BYTES];
-    fill(&mut salt)?;
-    fill(&mut nonce)?;
-    write_new(path, &seal(share, passphrase, kdf, salt, nonce)?)
+    write_new(path, &seal_anew(share, passphrase, kdf)?)
 }
 
 /// Encrypts a share and writes it to a file of mode 0600 in place of the one that is there, whole at every moment.
@@ -269,11 +265,7 @@ pub fn replace<C: Curve>(
     passphrase: &Passphrase,
     kdf: Kdf,
 ) -> Result<(), KeystoreError> {
-    let mut salt = [0; SALT_BYTES];
-    let mut nonce = [0; NONCE_BYTES];
-    fill(&mut salt)?;
-    fill(&mut nonce)?;
-    write_over(path, &seal(share, passphrase, kdf, salt, nonce)?)
+    write_over(path, &seal_anew(share, passphrase, kdf)?)
 }
 
 /// Reads and decrypts a share of a key on the curve `C`. A share of a rehearsal is refused.
@@ -356,6 +348,15 @@ fn decrypt<C: Curve>(path: &Path, file: &ShareFile<C>, passphrase: &Passphrase) 
         secret,
         origin: path.display().to_string(),
     })
+}
+
+/// The text of a share file with a salt and a nonce of its own.
+fn seal_anew<C: Curve>(share: &KeyShare<C>, passphrase: &Passphrase, kdf: Kdf) -> Result<String, KeystoreError> {
+    let mut salt = [0; SALT_BYTES];
+    let mut nonce = [0; NONCE_BYTES];
+    fill(&mut salt)?;
+    fill(&mut nonce)?;
+    seal(share, passphrase, kdf, salt, nonce)
 }
 
 /// The text of a share file. Salt and nonce are given so that the format can be fixed by a test.
