@@ -26,7 +26,7 @@ const ROUTES: &str = "
 /// What a call costs.
 const PRICE: u64 = 1000;
 /// Two calls on each channel may be served and not yet claimed.
-const CAPPED: &str = "{ interval: 1h, min_amount: $0.001, exposure_max: $0.1, channel_exposure_max: $0.002 }";
+const CAPPED: &str = "min_amount: $0.001, exposure_max: $0.1, channel_exposure_max: $0.002";
 
 fn run(program: &str, arguments: &[&str]) -> bool {
     Command::new(program).args(arguments).output().is_ok_and(|done| done.status.success())
@@ -204,8 +204,8 @@ impl Scene {
         let at = place.path().to_owned();
         let entry = format!("{{ network: solana-devnet, pay_to: {solana_pay_to}, rpc_url: '{}' }}", chain.url);
         let node = Node::start(&[&payer], false);
-        let rest = format!("settlement: {settlement}\n{}", signer(&machines, &keys));
-        let shop = Shop::open_beside(&entry, &rest, place, node, Facilitator::Local, ROUTES);
+        let signer = signer(&machines, &keys);
+        let shop = Shop::open_beside(&entry, &signer, settlement, place, node, Facilitator::Local, ROUTES);
         (Self { shop, chain, solana, solana_pay_to, payer, place: at }, machines)
     }
 
@@ -342,7 +342,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shares_are_renewed_and_a_holder_is_replaced_under_load_and_the_addresses_stay() {
-    let (scene, mut machines) = Scene::open(&ALL, "{ interval: 1h }").await;
+    let (scene, mut machines) = Scene::open(&ALL, "").await;
     let mut evm = scene.shop.client(&scene.payer, &json!({ "deposit": "200000" }));
     let mut calls = 0;
     scene.earns(&mut evm, &mut calls, "before").await;

@@ -45,7 +45,7 @@ async fn solana_and_evm_are_paid_side_by_side(facilitator: Facilitator) {
     let payer = Payer::new(1);
     let solana = format!("{{ network: solana-devnet, pay_to: {solana_pay_to}, rpc_url: '{}' }}", chain.url);
     let signer = format!("{signer}{}", evm_shares(&place));
-    let mut shop = Shop::open_beside(&solana, &signer, place, Node::start(&[&payer], false), facilitator, ROUTES);
+    let mut shop = Shop::open_beside(&solana, &signer, "", place, Node::start(&[&payer], false), facilitator, ROUTES);
     let mut evm = shop.client(&payer, &json!({ "deposit": "5000" }));
 
     let quote = evm.ask(json!({ "do": "unpaid", "url": "/quote" }));

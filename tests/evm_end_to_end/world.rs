@@ -202,14 +202,15 @@ impl Shop {
         let (mut keys, script) = reached(&node, facilitator, &place);
         keys.push(more.to_owned());
         let signer = format!("signer:\n{}", evm_shares(&place));
-        Self::serve(place, node, script, &format!("{}\n{signer}routes:\n{routes}", keys.join("\n")))
+        Self::serve(place, node, script, "", &format!("{}\n{signer}routes:\n{routes}", keys.join("\n")))
     }
 
-    /// Opens one that is paid on another network too: `other` is its entry, and `rest` is what else is configured, the
-    /// signer's part with both keys among it.
+    /// Opens one that is paid on another network too: `other` is its entry, `signer` both keys', and `settlement` what is
+    /// said of the settlement beyond that it has no round of its own.
     pub fn open_beside(
         other: &str,
-        rest: &str,
+        signer: &str,
+        settlement: &str,
         place: TempDir,
         node: Node,
         facilitator: Facilitator,
@@ -217,14 +218,13 @@ impl Shop {
     ) -> Self {
         let (keys, script) = reached(&node, facilitator, &place);
         let networks = format!("networks:\n  - {other}\n  - {{ {} }}", keys.join(", "));
-        Self::serve(place, node, script, &format!("{networks}\n{rest}routes:\n{routes}"))
+        Self::serve(place, node, script, settlement, &format!("{networks}\n{signer}routes:\n{routes}"))
     }
 
-    fn serve(place: TempDir, node: Node, facilitator: Option<Script>, configuration: &str) -> Self {
+    fn serve(place: TempDir, node: Node, facilitator: Option<Script>, settlement: &str, configuration: &str) -> Self {
         let upstream = upstream();
         // No round of its own: a test says when it settles.
-        let hourly = if configuration.contains("settlement:") { "" } else { "settlement: { interval: 1h }" };
-        let basis = format!("upstream: http://{}\n{hourly}", upstream.address);
+        let basis = format!("upstream: http://{}\nsettlement: {{ interval: 1h, {settlement} }}", upstream.address);
         let turnpike = Turnpike::serve(place.path(), &format!("{basis}\n{configuration}"));
         Self { turnpike, node, _facilitator: facilitator, _upstream: upstream, place }
     }
