@@ -4,8 +4,10 @@
 
 pub mod acceptance;
 pub mod program;
+pub mod signature;
 pub mod transaction;
 
+pub use self::signature::verify_strict;
 use crate::x402::Key;
 
 /// Decodes an address that is written in this source.
@@ -73,12 +75,4 @@ pub fn associated_token_account(owner: &Key, mint: &Key, token_program: &Key) ->
 #[must_use]
 pub fn is_on_curve(key: &Key) -> bool {
     solana_address::Address::from(key.0).is_on_curve()
-}
-
-/// Whether `signature` over `message` verifies under `key` by the rules of the chain: canonical `s`, and neither key
-/// nor `R` of small order (invariant L4).
-#[must_use]
-pub fn verify_strict(key: &Key, message: &[u8], signature: &crate::x402::key::Signature) -> bool {
-    ed25519_dalek::VerifyingKey::from_bytes(&key.0)
-        .is_ok_and(|key| key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok())
 }
