@@ -15,7 +15,7 @@ mod cors;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, HOST};
@@ -23,9 +23,11 @@ use http::request::Parts;
 use http::response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
+use pin_project_lite::pin_project;
+use tower::util::Oneshot;
 use tower::{Layer, Service, ServiceExt};
 
-pub use self::body::ResponseBody;
+pub use self::body::{ResponseBody, Simple};
 use self::collect::{Collected, collect, is_collectable, succeeded, wait_to_keep};
 pub use self::cors::Cors;
 use self::cors::Origin;
@@ -33,13 +35,12 @@ use crate::amount::Amount;
 pub use crate::gate::Paid;
 use crate::gate::charge::{Answered, Meter};
 use crate::gate::replay::Draft;
-use crate::gate::route::Route;
+use crate::gate::route::{Pricing, Route};
 use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, PaymentHeader, reply};
 use crate::scheme::exact_evm::Version;
 use crate::x402::Reason;
 use crate::x402::header::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
 use crate::x402::v1::{X_PAYMENT, X_PAYMENT_RESPONSE};
-use crate::x402::wire::SettlementResponse;
 
 /// Which route a request matches.
 #[derive(Clone, Debug)]
@@ -149,7 +150,7 @@ where
 {
     type Response = Response<ResponseBody<R>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Future = TurnpikeFuture<S, B, R>;
 
     /// Always ready: a challenge needs no inner service, and whose request is admitted waits for it then.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
@@ -157,52 +158,143 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let inner = self.inner.clone();
-        let shared = Arc::clone(&self.shared);
-        Box::pin(async move { shared.serve(inner, request).await })
+        let (mut parts, body) = request.into_parts();
+        let origin = self.shared.options.cors.origin(&parts);
+        let decision = self.shared.decide(&mut parts, origin.as_ref());
+        let (inner, request) = (self.inner.clone(), Request::from_parts(parts, body));
+        let served = match decision {
+            Decision::Answer(response, verdict) => Served::Answered { answer: Some((response, verdict)) },
+            Decision::Pass(verdict) => Served::Passes { inner: inner.oneshot(request), verdict: Some(verdict) },
+            Decision::Pay(route, payment) => {
+                let shared = Arc::clone(&self.shared);
+                Served::Pays { served: Box::pin(async move { shared.serve(inner, request, &route, payment).await }) }
+            }
+        };
+        TurnpikeFuture { served, origin }
+    }
+}
+
+pin_project! {
+    /// A request on its way through the layer.
+    pub struct TurnpikeFuture<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>>,
+    {
+        #[pin]
+        served: Served<S, B, R>,
+        origin: Option<Origin>,
+    }
+}
+
+pin_project! {
+    #[project = ServedProjection]
+    enum Served<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>>,
+    {
+        /// By us, at once.
+        Answered { answer: Option<(Response<Bytes>, Verdict)> },
+        /// By the inner service, for nothing.
+        Passes {
+            #[pin]
+            inner: Oneshot<S, Request<B>>,
+            verdict: Option<Verdict>,
+        },
+        /// Apart from the others, which are many and small, in memory of its own.
+        Pays { served: Serving<R, S::Error> },
+    }
+}
+
+type Serving<R, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<R>>, E>> + Send>>;
+
+impl<S, B, R> Future for TurnpikeFuture<S, B, R>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Output = Result<Response<ResponseBody<R>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = match this.served.project() {
+            ServedProjection::Answered { answer } => match answer.take() {
+                Some((response, verdict)) => ours(response, verdict),
+                None => return Poll::Pending,
+            },
+            ServedProjection::Passes { inner, verdict } => {
+                let mut response = ready!(inner.poll(context))?.map(ResponseBody::inner);
+                if let Some(verdict) = verdict.take() {
+                    response.extensions_mut().insert(verdict);
+                }
+                response
+            }
+            ServedProjection::Pays { served } => ready!(served.as_mut().poll(context))?,
+        };
+        if let Some(origin) = this.origin {
+            origin.expose(response.headers_mut());
+        }
+        Poll::Ready(Ok(response))
     }
 }
 
 impl Shared {
-    async fn serve<S, B, R>(&self, inner: S, request: Request<B>) -> Result<Response<ResponseBody<R>>, S::Error>
+    /// Serves a request that comes with a payment.
+    async fn serve<S, B, R>(
+        &self,
+        inner: S,
+        request: Request<B>,
+        route: &Arc<Route>,
+        payment: Payment,
+    ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
         S: Service<Request<B>, Response = Response<R>>,
         R: Body<Data = Bytes>,
     {
         let (mut parts, body) = request.into_parts();
-        let origin = self.options.cors.origin(&parts);
-        let mut served = match self.decide(&mut parts, origin.as_ref()).await {
-            Decision::Answer(response, verdict) => ours(response, verdict),
-            Decision::Pass(verdict) => {
+        let target = target(&parts);
+        let host = host(&parts);
+        let url = self.url(&parts, host, target);
+        let request = AdmitRequest {
+            route,
+            method: &parts.method,
+            host,
+            target,
+            headers: &parts.headers,
+            url: &url,
+            payment_header: Some(payment.header()),
+        };
+        let admission = match self.gate.admit(request).await {
+            Outcome::Admitted(admission) => admission,
+            Outcome::Free => {
                 let response = inner.oneshot(Request::from_parts(parts, body)).await?;
                 let mut response = response.map(ResponseBody::inner);
-                response.extensions_mut().insert(verdict);
-                response
+                response.extensions_mut().insert(Verdict::Free);
+                return Ok(response);
             }
-            Decision::Admit(admission) => {
-                introduce(&mut parts, admission.paid());
-                if admission.meter().is_some_and(Meter::reads_json) {
-                    // What is compressed cannot be read.
-                    parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-                }
-                match inner.oneshot(Request::from_parts(parts, body)).await {
-                    Ok(response) => finish(*admission, response).await,
-                    Err(error) => {
-                        admission.release();
-                        return Err(error);
-                    }
-                }
-            }
+            Outcome::Challenge(challenge) => return Ok(ours(reply::challenge(&challenge), Verdict::Challenged)),
+            Outcome::Refused(refusal) => return Ok(ours(reply::refusal(&refusal), Verdict::Refused(refusal.reason))),
+            Outcome::Replayed(answer) => return Ok(ours(reply::replayed(&answer), Verdict::Replayed)),
+            Outcome::Answered(settlement) => return Ok(ours(reply::refunded(&settlement), Verdict::Refunded)),
         };
-        if let Some(origin) = origin {
-            origin.expose(served.headers_mut());
+        introduce(&mut parts, admission.paid());
+        if admission.meter().is_some_and(Meter::reads_json) {
+            // What is compressed cannot be read.
+            parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
-        Ok(served)
+        match inner.oneshot(Request::from_parts(parts, body)).await {
+            Ok(response) => Ok(finish(*admission, response).await),
+            Err(error) => {
+                admission.release();
+                Err(error)
+            }
+        }
     }
 
-    async fn decide(&self, parts: &mut Parts, origin: Option<&Origin>) -> Decision {
-        let payment = take(&parts.headers, PAYMENT_SIGNATURE);
-        let payment_v1 = take(&parts.headers, X_PAYMENT);
+    /// What to do with a request, as far as that needs no waiting.
+    fn decide(&self, parts: &mut Parts, origin: Option<&Origin>) -> Decision {
+        let payment = match (take(&parts.headers, PAYMENT_SIGNATURE), take(&parts.headers, X_PAYMENT)) {
+            (Some(value), _) => Some(Payment::V2(value)),
+            (None, value) => value.map(Payment::V1),
+        };
         strip(&mut parts.headers);
         if parts.method == Method::OPTIONS {
             return match origin.and_then(|origin| origin.preflight(&parts.headers)) {
@@ -224,30 +316,19 @@ impl Shared {
             }
             RouteMatch::BadPath(why) => return Decision::Answer(reply::bad_path(&why), Verdict::Unlisted),
         };
-        let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let host = host(parts);
+        if matches!(route.pricing, Pricing::Free) {
+            return Decision::Pass(Verdict::Free);
+        }
+        if let Some(payment) = payment {
+            return Decision::Pay(route, payment);
+        }
+        let (host, target) = (host(parts), target(parts));
         let url = self.url(parts, host, target);
-        let payment_header = match (&payment, &payment_v1) {
-            (Some(payment), _) => Some(PaymentHeader::V2(payment)),
-            (None, Some(payment)) => Some(PaymentHeader::V1(payment)),
-            (None, None) => None,
-        };
-        let request = AdmitRequest {
-            route: &route,
-            method: &parts.method,
-            host,
-            target,
-            headers: &parts.headers,
-            url: &url,
-            payment_header,
-        };
-        match self.gate.admit(request).await {
-            Outcome::Free => Decision::Pass(Verdict::Free),
-            Outcome::Admitted(admission) => Decision::Admit(admission),
-            Outcome::Challenge(required) => Decision::Answer(reply::challenge(&required), Verdict::Challenged),
-            Outcome::Refused(refusal) => Decision::Answer(reply::refusal(&refusal), Verdict::Refused(refusal.reason)),
-            Outcome::Replayed(answer) => Decision::Answer(reply::replayed(&answer), Verdict::Replayed),
-            Outcome::Answered(settlement) => Decision::Answer(reply::refunded(&settlement), Verdict::Refunded),
+        let (method, headers) = (&parts.method, &parts.headers);
+        let request = AdmitRequest { route: &route, method, host, target, headers, url: &url, payment_header: None };
+        match self.gate.challenge(&request) {
+            Ok(challenge) => Decision::Answer(reply::challenge(&challenge), Verdict::Challenged),
+            Err(refusal) => Decision::Answer(reply::refusal(&refusal), Verdict::Refused(refusal.reason)),
         }
     }
 
@@ -274,7 +355,26 @@ fn host(parts: &Parts) -> Option<&str> {
 enum Decision {
     Answer(Response<Bytes>, Verdict),
     Pass(Verdict),
-    Admit(Box<Admission>),
+    Pay(Arc<Route>, Payment),
+}
+
+/// The value of a payment's header.
+enum Payment {
+    V1(HeaderValue),
+    V2(HeaderValue),
+}
+
+impl Payment {
+    fn header(&self) -> PaymentHeader<'_> {
+        match self {
+            Self::V1(value) => PaymentHeader::V1(value.as_bytes()),
+            Self::V2(value) => PaymentHeader::V2(value.as_bytes()),
+        }
+    }
+}
+
+fn target(parts: &Parts) -> &str {
+    parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
 }
 
 /// Charges for the inner service's answer, or gives the price back. An answer that is to be kept, or that says in its
@@ -349,15 +449,15 @@ fn conclude<R>(
 ) -> Response<ResponseBody<R>> {
     let Whose { paid, version } = whose;
     let verdict = match finished {
-        Finished::Charged(settlement) => {
+        Finished::Charged(charged) => {
             strip(&mut parts.headers);
-            reply::paid(&mut parts.headers, &settlement, version);
-            Verdict::Charged { paid, charged: charged(&settlement) }
+            reply::paid(&mut parts.headers, &charged, version);
+            Verdict::Charged { paid, charged: charged.amount }
         }
         Finished::Released(settlement) => {
             strip(&mut parts.headers);
             if let Some(settlement) = settlement {
-                reply::paid(&mut parts.headers, &settlement, version);
+                reply::released(&mut parts.headers, &settlement, version);
             }
             Verdict::Released(paid)
         }
@@ -370,12 +470,6 @@ fn conclude<R>(
     Response::from_parts(parts, body)
 }
 
-/// What a settlement says was charged: a voucher's in `extra`, a metered request's as its amount.
-fn charged(settlement: &SettlementResponse) -> Amount {
-    let voucher = settlement.extra.get("chargedAmount").and_then(|value| value.as_str());
-    voucher.or(settlement.amount.as_deref()).and_then(|text| text.parse().ok()).unwrap_or_default()
-}
-
 fn ours<R>(response: Response<Bytes>, verdict: Verdict) -> Response<ResponseBody<R>> {
     let mut response = response.map(ResponseBody::own);
     response.extensions_mut().insert(verdict);
@@ -383,14 +477,20 @@ fn ours<R>(response: Response<Bytes>, verdict: Verdict) -> Response<ResponseBody
 }
 
 /// The payment. Several headers are one list to HTTP, and a list is no payment, so they are joined and will not decode.
-fn take(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+fn take(headers: &HeaderMap, name: &str) -> Option<HeaderValue> {
     let mut values = headers.get_all(name).iter();
-    let mut payment = values.next()?.as_bytes().to_vec();
-    for value in values {
-        payment.extend_from_slice(b", ");
-        payment.extend_from_slice(value.as_bytes());
+    let first = values.next()?;
+    let mut values = values.peekable();
+    if values.peek().is_none() {
+        return Some(first.clone());
     }
-    Some(payment)
+    let mut list = first.as_bytes().to_vec();
+    for value in values {
+        list.extend_from_slice(b", ");
+        list.extend_from_slice(value.as_bytes());
+    }
+    // Of what headers hold, joined by what they may hold, a header can always be made.
+    HeaderValue::from_maybe_shared(Bytes::from(list)).ok()
 }
 
 /// Headers that are ours, or the protocol's, and never pass.
@@ -398,11 +498,9 @@ const OURS: [&str; 5] = [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, 
 const TURNPIKE: &str = "turnpike-";
 
 fn strip(headers: &mut HeaderMap) {
-    for name in OURS {
-        headers.remove(name);
-    }
-    let forged: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(TURNPIKE)).cloned().collect();
-    for name in forged {
+    let is_ours = |name: &&HeaderName| OURS.contains(&name.as_str()) || name.as_str().starts_with(TURNPIKE);
+    let ours: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
+    for name in ours {
         headers.remove(name);
     }
 }

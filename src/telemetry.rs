@@ -4,6 +4,8 @@
 //! as a label. Per-route handles are made once ([`Telemetry::route`]), so that counting on the request path costs an
 //! atomic addition. Logs are JSON lines on standard error; no field ever holds a secret.
 
+mod request;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +13,12 @@ use prometheus::core::{AtomicI64, AtomicU64};
 use prometheus::core::{Collector, GenericCounter, GenericCounterVec, GenericGauge, GenericGaugeVec};
 use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
+pub use self::request::{RequestId, Scoped};
+use self::request::WithRequest;
 use crate::amount::Amount;
 
-type Counter = GenericCounter<AtomicU64>;
+/// Counts up.
+pub type Counter = GenericCounter<AtomicU64>;
 type CounterVec = GenericCounterVec<AtomicU64>;
 type Gauge = GenericGauge<AtomicI64>;
 type GaugeVec = GenericGaugeVec<AtomicI64>;
@@ -272,6 +277,7 @@ pub enum LogFormat {
 /// Does nothing where logs go somewhere already.
 pub fn init_logs(format: LogFormat, filter: &str) {
     use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::format as lines;
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(filter))
         .unwrap_or_else(|_| EnvFilter::new("info"));
@@ -279,8 +285,14 @@ pub fn init_logs(format: LogFormat, filter: &str) {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     let _already_set = match format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
-        LogFormat::Text => builder.with_target(false).compact().try_init(),
+        LogFormat::Json => {
+            let inner = lines().json().flatten_event(true).with_span_list(false);
+            builder.json().event_format(WithRequest { inner, json: true }).try_init()
+        }
+        LogFormat::Text => {
+            let inner = lines().compact().with_target(false);
+            builder.event_format(WithRequest { inner, json: false }).try_init()
+        }
     };
 }
 

@@ -5,19 +5,25 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
-use std::time::Instant;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use parking_lot::RwLock;
+use pin_project_lite::pin_project;
 use tower::Service;
-use tracing::Instrument;
 
+use crate::amount::Amount;
 use crate::gate::route::{Match, Pricing, Route, RouteTable, Unlisted};
-use crate::layer::{Paid, RouteMatch, Routes, Verdict};
+use crate::layer::{Paid, ResponseBody, RouteMatch, Routes, Simple, Verdict};
+use crate::proxy::headers::{TURNPIKE_AMOUNT, TURNPIKE_CHANNEL, TURNPIKE_NETWORK, TURNPIKE_PAYER};
 use crate::proxy::{Body, Destination, Failure, Injected};
-use crate::telemetry::{Outcome, RouteMetrics, Telemetry};
+use crate::telemetry::{Counter, Outcome, RequestId, RouteMetrics, Scoped, Telemetry};
+use crate::x402::Network;
 
+/// What tells the upstream who paid.
+const TURNPIKE: [HeaderName; 4] = [TURNPIKE_PAYER, TURNPIKE_AMOUNT, TURNPIKE_CHANNEL, TURNPIKE_NETWORK];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The name of requests that no route lists, in metrics.
 const UNLISTED: &str = "(unlisted)";
@@ -51,54 +57,101 @@ impl Routes for Table {
 /// Metrics by route, made once.
 pub(super) struct Metrics {
     telemetry: Arc<Telemetry>,
-    routes: HashMap<Arc<str>, RouteMetrics>,
-    unlisted: RouteMetrics,
+    routes: HashMap<Arc<str>, Counted>,
+    unlisted: Counted,
+}
+
+/// What is counted of one route. No handle is looked up by its labels twice.
+struct Counted {
+    of_route: RouteMetrics,
+    name: Arc<str>,
+    /// Of priced routes.
+    challenges: Option<Counter>,
+    /// By network and scheme, for those that somebody has paid by.
+    paid: RwLock<Vec<PaidCounters>>,
+}
+
+struct PaidCounters {
+    network: Network,
+    scheme: &'static str,
+    revenue: Counter,
+    payments: Counter,
+}
+
+impl Counted {
+    fn new(telemetry: &Telemetry, name: &Arc<str>, is_priced: bool) -> Self {
+        let challenges = is_priced.then(|| telemetry.challenges.with_label_values(&[&**name]));
+        Self { of_route: telemetry.route(name), name: Arc::clone(name), challenges, paid: RwLock::default() }
+    }
+
+    fn charged(&self, telemetry: &Telemetry, route: Option<&Route>, paid: &Paid, charged: Amount) {
+        let is_ours = |counters: &&PaidCounters| counters.network == paid.network && counters.scheme == paid.scheme;
+        let count = |counters: &PaidCounters| {
+            Telemetry::add_amount(&counters.revenue, charged);
+            counters.payments.inc();
+        };
+        if let Some(counters) = self.paid.read().iter().find(is_ours) {
+            return count(counters);
+        }
+        let asset = route.and_then(|route| symbol(route, paid)).unwrap_or_default();
+        let counters = PaidCounters {
+            network: paid.network.clone(),
+            scheme: paid.scheme,
+            revenue: telemetry.revenue.with_label_values(&[&*self.name, paid.network.as_str(), &asset]),
+            payments: telemetry.payments.with_label_values(&[&*self.name, paid.scheme]),
+        };
+        count(&counters);
+        // Two at once find the same counters, of which one entry would do.
+        self.paid.write().push(counters);
+    }
 }
 
 impl Metrics {
     pub(super) fn new(telemetry: Arc<Telemetry>, routes: &[Route]) -> Arc<Self> {
-        let by_name = routes.iter().map(|route| (Arc::clone(&route.name), telemetry.route(&route.name))).collect();
-        for route in routes {
-            if !matches!(route.pricing, Pricing::Free) {
-                telemetry.challenges.with_label_values(&[&*route.name]);
-            }
-        }
-        Arc::new(Self { unlisted: telemetry.route(UNLISTED), telemetry, routes: by_name })
+        let counted = |route: &Route| {
+            let is_priced = !matches!(route.pricing, Pricing::Free);
+            (Arc::clone(&route.name), Counted::new(&telemetry, &route.name, is_priced))
+        };
+        let routes = routes.iter().map(counted).collect();
+        Arc::new(Self { unlisted: Counted::new(&telemetry, &Arc::from(UNLISTED), false), telemetry, routes })
     }
 
-    fn of<'a>(&'a self, route: Option<&'a Arc<Route>>) -> (&'a RouteMetrics, &'a str) {
-        let named = route.and_then(|route| self.routes.get(&route.name).map(|metrics| (metrics, &*route.name)));
-        named.unwrap_or((&self.unlisted, UNLISTED))
+    fn of(&self, route: Option<&Route>) -> &Counted {
+        route.and_then(|route| self.routes.get(&route.name)).unwrap_or(&self.unlisted)
     }
 
     /// Counts what became of a request.
-    fn count(&self, route: Option<&Arc<Route>>, verdict: Option<&Verdict>) -> &'static str {
-        let (metrics, name) = self.of(route);
-        let outcome = match verdict {
-            Some(Verdict::Free) => Outcome::Free,
-            Some(Verdict::Unlisted) => Outcome::NotListed,
-            Some(Verdict::Refunded) => Outcome::Refund,
-            Some(Verdict::Replayed) => Outcome::Replayed,
-            Some(Verdict::Released(_)) => Outcome::Released,
-            Some(Verdict::Challenged) => {
-                self.telemetry.challenges.with_label_values(&[name]).inc();
+    fn count<R>(&self, route: Option<&Route>, answer: &Result<Response<R>, Failure>, took: Duration) -> Outcome {
+        let counted = self.of(route);
+        counted.of_route.seconds.observe(took.as_secs_f64());
+        let outcome = match answer.as_ref().map(|response| response.extensions().get::<Verdict>()) {
+            Err(failure) if failure.is_upstreams() => {
+                self.telemetry.upstream_errors.with_label_values(&[failure.code()]).inc();
+                Outcome::Released
+            }
+            Err(_) | Ok(None) => Outcome::Failed,
+            Ok(Some(Verdict::Free)) => Outcome::Free,
+            Ok(Some(Verdict::Unlisted)) => Outcome::NotListed,
+            Ok(Some(Verdict::Refunded)) => Outcome::Refund,
+            Ok(Some(Verdict::Replayed)) => Outcome::Replayed,
+            Ok(Some(Verdict::Released(_))) => Outcome::Released,
+            Ok(Some(Verdict::Challenged)) => {
+                if let Some(challenges) = &counted.challenges {
+                    challenges.inc();
+                }
                 Outcome::Unpaid
             }
-            Some(Verdict::Refused(reason)) => {
+            Ok(Some(Verdict::Refused(reason))) => {
                 self.telemetry.refusals.with_label_values(&[reason.as_str()]).inc();
                 Outcome::Refused
             }
-            Some(Verdict::Charged { paid, charged }) => {
-                let asset = route.and_then(|route| symbol(route, paid)).unwrap_or_default();
-                let revenue = self.telemetry.revenue.with_label_values(&[name, paid.network.as_str(), &asset]);
-                Telemetry::add_amount(&revenue, *charged);
-                self.telemetry.payments.with_label_values(&[name, paid.scheme]).inc();
+            Ok(Some(Verdict::Charged { paid, charged })) => {
+                counted.charged(&self.telemetry, route, paid, *charged);
                 Outcome::Paid
             }
-            None => Outcome::Failed,
         };
-        metrics.count(outcome);
-        outcome.as_str()
+        counted.of_route.count(outcome);
+        outcome
     }
 }
 
@@ -115,15 +168,13 @@ pub(super) struct Outer<S> {
     pub(super) metrics: Arc<Metrics>,
 }
 
-impl<S, R> Service<Request<Body>> for Outer<S>
+impl<S> Service<Request<Body>> for Outer<S>
 where
-    S: Service<Request<Body>, Response = Response<R>, Error = Failure> + Clone + Send + 'static,
-    S::Future: Send,
-    R: Send + 'static,
+    S: Service<Request<Body>, Response = Response<ResponseBody<Body>>, Error = Failure>,
 {
-    type Response = Response<R>;
+    type Response = Response<Body>;
     type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+    type Future = Scoped<Answering<S::Future>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(context)
@@ -131,47 +182,63 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let started = Instant::now();
+        let id = RequestId::next();
+        // An id of our own: what a client sends could be anything, and would end in our logs.
+        let value = HeaderValue::from_str(id.as_str()).unwrap_or_else(|_| HeaderValue::from_static("none"));
+        request.headers_mut().insert(REQUEST_ID, value.clone());
         let found = Found::default();
         request.extensions_mut().insert(found.clone());
-        let id = request_id(request.headers_mut());
-        let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
-        let method = request.method().clone();
-        let path = request.uri().path().to_owned();
+        let logged = tracing::enabled!(tracing::Level::DEBUG)
+            .then(|| Box::new((request.method().clone(), request.uri().path().to_owned())));
         let metrics = Arc::clone(&self.metrics);
-        let answer = self.inner.call(request);
-        let answered = async move {
-            let mut answer = answer.await;
-            let route = found.0.get();
-            let verdict = answer.as_ref().ok().and_then(|response| response.extensions().get::<Verdict>());
-            let outcome = match &answer {
-                Err(failure) if failure.is_upstreams() => {
-                    metrics.telemetry.upstream_errors.with_label_values(&[failure.code()]).inc();
-                    metrics.of(route).0.count(Outcome::Released);
-                    Outcome::Released.as_str()
-                }
-                _ => metrics.count(route, verdict),
-            };
-            let took = started.elapsed();
-            metrics.of(route).0.seconds.observe(took.as_secs_f64());
-            let status = answer.as_ref().map_or_else(Failure::status, Response::status).as_u16();
-            tracing::debug!(%method, path, status, outcome, micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX), "answered");
-            if let Ok(response) = &mut answer {
-                response.headers_mut().insert(REQUEST_ID, id);
-            }
-            answer
-        };
-        Box::pin(answered.instrument(span))
+        id.scope(Answering { answer: self.inner.call(request), started, value, found, logged, metrics })
     }
 }
 
-/// An id of our own for each request: what a client sends could be anything, and would end in our logs.
-fn request_id(headers: &mut HeaderMap) -> HeaderValue {
-    let mut bytes = [0_u8; 8];
-    let _without = getrandom::fill(&mut bytes);
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let id = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("none"));
-    headers.insert(REQUEST_ID, id.clone());
-    id
+pin_project! {
+    /// A request that is being answered.
+    pub(super) struct Answering<F> {
+        #[pin]
+        answer: F,
+        started: Instant,
+        value: HeaderValue,
+        found: Found,
+        logged: Option<Box<(Method, String)>>,
+        metrics: Arc<Metrics>,
+    }
+}
+
+impl<F> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<ResponseBody<Body>>, Failure>>,
+{
+    type Output = Result<Response<Body>, Failure>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut answer = ready!(this.answer.poll(context));
+        let took = this.started.elapsed();
+        let outcome = this.metrics.count(this.found.0.get().map(Arc::as_ref), &answer, took).as_str();
+        if let Some(logged) = this.logged {
+            let (method, path) = &**logged;
+            let status = answer.as_ref().map_or_else(Failure::status, Response::status).as_u16();
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            tracing::debug!(%method, path, status, outcome, micros, "answered");
+        }
+        if let Ok(response) = &mut answer {
+            response.headers_mut().insert(REQUEST_ID, this.value.clone());
+        }
+        Poll::Ready(answer.map(|response| response.map(unwrapped)))
+    }
+}
+
+/// The body without the layer's wrapping, which costs memory for each answer.
+fn unwrapped(body: ResponseBody<Body>) -> Body {
+    match body.simplify() {
+        Ok(Simple::Inner(body)) => body,
+        Ok(Simple::Own(bytes)) => bytes.into(),
+        Err(body) => Body::wrap(body),
+    }
 }
 
 /// The service between the gate and the upstreams.
@@ -183,12 +250,11 @@ pub(super) struct Inner<S> {
 
 impl<S> Service<Request<Body>> for Inner<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Failure> + Send + 'static,
-    S::Future: Send,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Failure>,
 {
     type Response = Response<Body>;
     type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
+    type Future = Asking<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(context)
@@ -197,21 +263,42 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let extensions = request.extensions_mut();
         let route = extensions.get::<Found>().and_then(|found| found.0.get().cloned());
-        if let Some(route) = &route {
+        if let Some(route) = route.as_ref().filter(|route| route.upstream.is_some() || route.timeout.is_some()) {
             extensions.insert(Destination { upstream: route.upstream.clone(), timeout: route.timeout });
         }
-        if let Some(paid) = extensions.remove::<Paid>() {
-            let mut headers = HeaderMap::new();
-            paid.write(&mut headers);
-            extensions.insert(Injected(headers));
+        if extensions.remove::<Paid>().is_some() {
+            // Written by the layer, and to pass where what comes from outside under such names does not.
+            let headers = request.headers_mut();
+            let mut injected = HeaderMap::with_capacity(TURNPIKE.len());
+            for name in &TURNPIKE {
+                injected.extend(headers.remove(name).map(|value| (name.clone(), value)));
+            }
+            request.extensions_mut().insert(Injected(injected));
         }
-        let started = Instant::now();
-        let answer = self.inner.call(request);
-        let metrics = Arc::clone(&self.metrics);
-        Box::pin(async move {
-            let answer = answer.await;
-            metrics.of(route.as_ref()).0.upstream_seconds.observe(started.elapsed().as_secs_f64());
-            answer
-        })
+        let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
+        Asking { answer: self.inner.call(request), started, route, metrics }
+    }
+}
+
+pin_project! {
+    /// A request that the upstream is asked.
+    pub(super) struct Asking<F> {
+        #[pin]
+        answer: F,
+        started: Instant,
+        route: Option<Arc<Route>>,
+        metrics: Arc<Metrics>,
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Failure>>> Future for Asking<F> {
+    type Output = Result<Response<Body>, Failure>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(context));
+        let seconds = this.started.elapsed().as_secs_f64();
+        this.metrics.of(this.route.as_deref()).of_route.upstream_seconds.observe(seconds);
+        Poll::Ready(answer)
     }
 }

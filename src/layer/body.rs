@@ -33,6 +33,15 @@ pin_project! {
     }
 }
 
+/// A body without the layer around it.
+#[derive(Debug)]
+pub enum Simple<B> {
+    /// The upstream's own.
+    Inner(B),
+    /// A short one of ours.
+    Own(Bytes),
+}
+
 impl<B> ResponseBody<B> {
     pub(super) fn inner(body: B) -> Self {
         Self { kind: Kind::Inner { body } }
@@ -41,6 +50,19 @@ impl<B> ResponseBody<B> {
     /// What was collected of a body, then the rest of it.
     pub(super) fn rest(ahead: VecDeque<Frame<Bytes>>, body: Pin<Box<B>>) -> Self {
         Self { kind: Kind::Rest { ahead, body } }
+    }
+
+    /// The upstream's own body where that is all of it, or a short one of ours: whoever has bodies of its own need not
+    /// wrap these.
+    ///
+    /// # Errors
+    /// The body itself where it is neither.
+    pub fn simplify(self) -> Result<Simple<B>, Self> {
+        match self.kind {
+            Kind::Inner { body } => Ok(Simple::Inner(body)),
+            Kind::Own { left } => Ok(Simple::Own(left.unwrap_or_default())),
+            kind @ Kind::Rest { .. } => Err(Self { kind }),
+        }
     }
 
     pub(super) fn own(bytes: Bytes) -> Self {

@@ -94,10 +94,12 @@ impl Endpoint {
     /// The request target at this endpoint.
     fn target(&self, uri: &Uri) -> Result<Uri, Failure> {
         let refused = |_| Failure::BadRequest("the request target is malformed");
-        let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        let target = match &*self.prefix {
-            "" => target.parse().map_err(refused)?,
-            prefix => format!("{prefix}{target}").parse::<PathAndQuery>().map_err(refused)?,
+        let target = match (&*self.prefix, uri.path_and_query()) {
+            ("", Some(target)) => target.clone(),
+            (prefix, target) => {
+                let target = target.map_or("/", PathAndQuery::as_str);
+                format!("{prefix}{target}").parse::<PathAndQuery>().map_err(refused)?
+            }
         };
         let uri = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(target);
         uri.build().map_err(|_| Failure::BadRequest("the request target is malformed"))
@@ -198,6 +200,17 @@ impl Service<Request<Body>> for Pool {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let attempt: Option<Attempt> = request.extensions_mut().remove();
+        Box::pin(self.send(request, attempt))
+    }
+}
+
+impl Pool {
+    /// Sends a request, whether the endpoint is left alone or not.
+    pub(crate) fn send(
+        &self,
+        request: Request<Body>,
+        attempt: Option<Attempt>,
+    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
         let health = self.health.clone();
         let upstream = self.endpoint.text.clone();
         let client = match (request.extensions().get::<NeedsHttp1>(), &self.http1) {
@@ -206,7 +219,7 @@ impl Service<Request<Body>> for Pool {
         };
         let answer = self.address(request).map(|request| client.request(request));
         let idle = self.response_idle;
-        Box::pin(async move {
+        async move {
             let answer = answer?;
             let answer = tokio::select! {
                 biased;
@@ -222,7 +235,7 @@ impl Service<Request<Body>> for Pool {
                 Err(_) => {}
             }
             Ok(answer?.map(|body| Body::wrap(Bounded::new(body, Sender::Upstream, None, idle))))
-        })
+        }
     }
 }
 

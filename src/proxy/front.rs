@@ -2,7 +2,7 @@
 //!
 //! Owns the checks that need no knowledge of routes or payments, and the bounds on a request's body. Promises that
 //! the service inside sees only requests within the limits, each with exactly one `Host` that can be believed and with
-//! a [`Peer`] and a [`Tracker`] among its extensions, and that every failure becomes a response here and nowhere else.
+//! a [`Peer`] (and, where it may upgrade, a [`Tracker`]) among its extensions, and that every failure becomes a response here and nowhere else.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, UPGRADE};
 use http::{Method, Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -152,7 +152,9 @@ impl Front {
             }
         }
         head.extensions.insert(self.peer);
-        head.extensions.insert(self.tracker.clone());
+        if head.headers.contains_key(UPGRADE) {
+            head.extensions.insert(self.tracker.clone());
+        }
         Ok(Request::from_parts(head, self.bound(body)))
     }
 

@@ -7,10 +7,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Uri};
 
 /// Header fields that a layer in front wants the upstream to see, given as a request extension.
@@ -33,20 +30,25 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
-/// Fields of one connection, beside those that `Connection` names. `Trailer` is none of them: it describes the message.
-const HOP_BY_HOP: [HeaderName; 7] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+/// Whether a field is one of a connection, beside those that `Connection` names. `Trailer` is none of them: it describes
+/// the message.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "http2-settings"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
-/// Fields that carry or answer a payment. The proxy is their end.
-const PAYMENT: [&str; 5] =
-    ["payment-signature", "payment-required", "payment-response", "x-payment", "x-payment-response"];
+/// Whether a field carries or answers a payment. The proxy is their end.
+fn is_payment(name: &str) -> bool {
+    matches!(name, "payment-signature" | "payment-required" | "payment-response" | "x-payment" | "x-payment-response")
+}
 
 /// Removes from a request all that ends at the proxy; what [`Injected`] adds comes after.
 ///
@@ -55,11 +57,11 @@ const PAYMENT: [&str; 5] =
 /// do.
 pub fn strip_request(headers: &mut HeaderMap) {
     let wants_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    strip_hop_by_hop(headers);
-    headers.remove(EXPECT);
-    headers.remove(FORWARDED);
-    headers.remove(PROXY_AUTHORIZATION);
-    remove_where(headers, |name| PAYMENT.contains(&name) || name.starts_with("turnpike-"));
+    strip_named(headers);
+    remove_where(headers, |name| match name {
+        Spelling::Sent(name) => is_hop_by_hop(name) || matches!(name, "expect" | "forwarded" | "proxy-authorization"),
+        Spelling::Taken(name) => is_payment(name) || name.starts_with("turnpike-"),
+    });
     join_cookies(headers);
     if wants_trailers {
         headers.insert(TE, TRAILERS);
@@ -68,20 +70,25 @@ pub fn strip_request(headers: &mut HeaderMap) {
 
 /// Removes from an upstream's response all that ends at the proxy, and all that only the proxy says.
 pub fn strip_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    headers.remove(PROXY_AUTHENTICATE);
-    remove_where(headers, |name| PAYMENT.contains(&name));
+    strip_named(headers);
+    remove_where(headers, |name| match name {
+        Spelling::Sent(name) => is_hop_by_hop(name) || name == "proxy-authenticate",
+        Spelling::Taken(name) => is_payment(name),
+    });
 }
 
 /// Removes from trailers what a recipient might take for a header field that was checked, whichever side sent them.
 pub fn strip_trailers(trailers: &mut HeaderMap) {
-    strip_hop_by_hop(trailers);
-    remove_where(trailers, |name| {
-        let framing = ["host", "content-length", "content-encoding", "authorization", "cookie", "forwarded"];
-        framing.contains(&name)
-            || PAYMENT.contains(&name)
-            || name.starts_with("turnpike-")
-            || name.starts_with("x-forwarded-")
+    strip_named(trailers);
+    remove_where(trailers, |name| match name {
+        Spelling::Sent(name) => is_hop_by_hop(name),
+        Spelling::Taken(name) => {
+            let framing = ["host", "content-length", "content-encoding", "authorization", "cookie", "forwarded"];
+            framing.contains(&name)
+                || is_payment(name)
+                || name.starts_with("turnpike-")
+                || name.starts_with("x-forwarded-")
+        }
     });
 }
 
@@ -91,7 +98,9 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
 /// peer's address is appended to `X-Forwarded-For`, and a host and a scheme that are there stay.
 pub fn forwarded(headers: &mut HeaderMap, peer: IpAddr, tls: bool, trusted: bool) {
     if !trusted {
-        remove_where(headers, |name| name.starts_with("x-forwarded-") || name == "x-real-ip");
+        remove_where(headers, |name| {
+            matches!(name, Spelling::Taken(name) if name.starts_with("x-forwarded-") || name == "x-real-ip")
+        });
     }
     let mut path = String::new();
     for value in headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
@@ -159,15 +168,20 @@ pub fn size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len().saturating_add(value.len()).saturating_add(4)).sum()
 }
 
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes what `Connection` names, and a length that the framing overrules.
+fn strip_named(headers: &mut HeaderMap) {
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
     let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        .filter(|token| !token.eq_ignore_ascii_case("keep-alive") && !token.eq_ignore_ascii_case("close"))
         .filter_map(|token| token.parse().ok())
         .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    for name in named {
         headers.remove(name);
     }
 }
@@ -184,10 +198,22 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn remove_where(headers: &mut HeaderMap, refused: impl Fn(&str) -> bool) {
+/// A field's name, twice: as it was sent, and as a server may take it that reads `_` as `-`.
+enum Spelling<'a> {
+    Sent(&'a str),
+    Taken(&'a str),
+}
+
+/// Removes the fields of which one spelling is refused.
+fn remove_where(headers: &mut HeaderMap, refused: impl Fn(Spelling<'_>) -> bool) {
     let matches = |name: &HeaderName| {
         let name = name.as_str();
-        if name.contains('_') { refused(&name.replace('_', "-")) } else { refused(name) }
+        refused(Spelling::Sent(name))
+            || if name.contains('_') {
+                refused(Spelling::Taken(&name.replace('_', "-")))
+            } else {
+                refused(Spelling::Taken(name))
+            }
     };
     let doomed: Vec<HeaderName> = headers.keys().filter(|name| matches(name)).cloned().collect();
     for name in &doomed {

@@ -175,7 +175,7 @@ struct Upstream {
 }
 
 enum Endpoints {
-    One(Box<Mutex<Pool>>),
+    One(Box<Pool>),
     Several(Box<Mutex<Balanced>>, Vec<Arc<Health>>),
 }
 
@@ -200,7 +200,7 @@ impl Upstream {
         let health: Vec<_> = pools.iter().map(Pool::health).collect();
         let endpoints = match pools.pop() {
             None => return Err(NoEndpoint),
-            Some(only) if pools.is_empty() => Endpoints::One(Box::new(Mutex::new(only))),
+            Some(only) if pools.is_empty() => Endpoints::One(Box::new(only)),
             Some(last) => {
                 pools.push(last);
                 let counted = pools.into_iter().map(|pool| PendingRequests::new(pool, UntilTheBodyEnds)).collect();
@@ -249,8 +249,9 @@ impl Upstream {
     async fn send(&self, request: Request<Body>, timeout: Duration) -> Result<Response<Body>, Failure> {
         let (balance, health) = match &self.endpoints {
             Endpoints::One(pool) => {
-                let (request, _) = attempt(request, timeout);
-                let answer = pool.lock().call(request);
+                let (head, body) = request.into_parts();
+                let (body, loan) = lend(body);
+                let answer = pool.send(Request::from_parts(head, body), Some(Attempt { loan, timeout }));
                 return answer.await;
             }
             Endpoints::Several(balance, health) => (balance, health),
