@@ -14,6 +14,7 @@
 
 pub mod challenge;
 pub mod charge;
+mod charged;
 pub mod evm;
 pub mod policy;
 pub mod refusal;
@@ -26,6 +27,7 @@ mod batch;
 mod clearance;
 mod closer;
 mod metered;
+mod quick;
 mod recent;
 mod refund;
 mod tasks;
@@ -41,13 +43,15 @@ use serde_json::Map;
 use tokio::sync::Semaphore;
 
 pub use self::admission::Admission;
+pub use self::charged::Charged;
 use self::admission::Held;
-use self::challenge::{Challenges, Demand, Prepared, PreparedOffer, Way};
+use self::challenge::{Challenge, Challenges, Demand, Prepared, PreparedOffer, Way};
 pub use self::clearance::PolicyOptions;
 use self::clearance::{Clearances, Judged};
 use self::closer::MeteredCloser;
 use self::evm::{EvmGate, EvmSide};
 use self::policy::Policy;
+use self::quick::{Quick, QuickVoucher};
 use self::recent::Recent;
 use self::refusal::{Denial, Refusal};
 use self::replay::{Claim, Known, Replays};
@@ -55,6 +59,7 @@ use self::route::{Pricing, Route};
 use self::tasks::Tasks;
 use crate::amount::Amount;
 use crate::audit::Recorder;
+use crate::chain::Blockhash;
 use crate::clock::Clock;
 use crate::facilitator::{Facilitator, FacilitatorError};
 use crate::ledger::Ledger;
@@ -63,7 +68,7 @@ use crate::ledger::channel::Evm;
 use crate::ledger::store::Answer;
 use crate::scheme::exact_evm::Version;
 use crate::telemetry::Telemetry;
-use crate::x402::header;
+use crate::x402::header::{self, HeaderError};
 use crate::x402::key::Signature;
 use crate::x402::v1::{self, PaymentPayloadV1, PaymentRequirementsV1};
 use crate::x402::wire::{PaymentPayload, SettlementResponse, X402_VERSION};
@@ -186,7 +191,7 @@ pub enum Outcome {
     /// It is paid for; forward it, then finish.
     Admitted(Box<Admission>),
     /// It came without payment.
-    Challenge(Box<Demand>),
+    Challenge(Arc<Challenge>),
     /// Its payment does not pass.
     Refused(Box<Refusal>),
     /// It was no paid request but a refund, and is done. The upstream sees nothing of it.
@@ -200,7 +205,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub enum Finished {
     /// It was charged; this goes into `PAYMENT-RESPONSE`.
-    Charged(Box<SettlementResponse>),
+    Charged(Charged),
     /// It was not charged. A metered request says in `PAYMENT-RESPONSE` that its deposit went back.
     Released(Option<Box<SettlementResponse>>),
     /// It could not be charged: the upstream's answer must not be delivered.
@@ -318,26 +323,63 @@ impl Gate {
         if matches!(request.route.pricing, Pricing::Free) {
             return Outcome::Free;
         }
-        let prepared = self.challenges.of(request.route);
         match request.payment_header {
-            None => match self.judge(&request) {
-                Ok(_) => {
-                    Outcome::Challenge(Box::new(self.required(&prepared, request.url, Reason::PaymentRequired, None)))
-                }
-                Err(denial) => {
-                    let refusal = self.refuse(&prepared, None, Version::V2, request.url, denial);
-                    Outcome::Refused(Box::new(refusal))
-                }
-            },
-            Some(PaymentHeader::V2(value)) => self.admit_v2(prepared, &request, value).await,
-            Some(PaymentHeader::V1(value)) => self.admit_v1(prepared, &request, value).await,
+            None => self.challenge(&request).map_or_else(Outcome::Refused, Outcome::Challenge),
+            Some(PaymentHeader::V2(value)) => self.admit_v2(self.challenges.of(request.route), &request, value).await,
+            // What is seldom asked for lives apart, so that the rest is small.
+            Some(PaymentHeader::V1(value)) => {
+                Box::pin(self.admit_v1(self.challenges.of(request.route), &request, value)).await
+            }
+        }
+    }
+
+    /// How to pay for a request that came without payment. On a free route there is nothing to ask.
+    ///
+    /// # Errors
+    /// [`Refusal`] where policy would not let it pass if it were paid for.
+    pub fn challenge(&self, request: &AdmitRequest<'_>) -> Result<Arc<Challenge>, Box<Refusal>> {
+        let prepared = self.challenges.of(request.route);
+        match self.judge(request) {
+            Ok(_) => Ok(prepared.challenge(request.url, &|network| self.hints(network))),
+            Err(denial) => Err(Box::new(self.refuse(&prepared, None, Version::V2, request.url, denial))),
         }
     }
 
     async fn admit_v2(self: &Arc<Self>, prepared: Arc<Prepared>, request: &AdmitRequest<'_>, value: &[u8]) -> Outcome {
         let refused =
             |denial| Outcome::Refused(Box::new(self.refuse(&prepared, None, Version::V2, request.url, denial)));
-        let payment = match Self::decode(value) {
+        let json = match header::decode_bytes(value) {
+            Ok(json) => json,
+            Err(error) => return refused(Denial::malformed(error.to_string())),
+        };
+        let mut judged_before = None;
+        if let Some(Quick { offer, voucher }) = quick::read(&prepared, &json) {
+            let judged = match self.judge(request) {
+                Ok(judged) => judged,
+                Err(denial) => return refused(denial),
+            };
+            judged_before = Some(judged);
+            let prepared = Arc::clone(&prepared);
+            let context = Context { prepared, offer, version: Version::V2, url: request.url.to_owned(), judged };
+            if let Some(admitted) = self.pass_quick(&context, voucher).await {
+                return self.admitted(context, None, admitted);
+            }
+        }
+        Box::pin(self.admit_other(prepared, request, value, &json, judged_before)).await
+    }
+
+    /// A payment of protocol version 2 that is not a plain voucher.
+    async fn admit_other(
+        self: &Arc<Self>,
+        prepared: Arc<Prepared>,
+        request: &AdmitRequest<'_>,
+        value: &[u8],
+        json: &[u8],
+        judged_before: Option<Judged>,
+    ) -> Outcome {
+        let refused =
+            |denial| Outcome::Refused(Box::new(self.refuse(&prepared, None, Version::V2, request.url, denial)));
+        let payment = match Self::read(json) {
             Ok(payment) => payment,
             Err(denial) => return refused(denial),
         };
@@ -353,7 +395,11 @@ impl Gate {
             Err(denial) => return refused(denial),
         };
         // A payer gets its money back whatever it may buy.
-        let judged = if offer.asks_refund(&payment.payload) { Ok(Judged::default()) } else { self.judge(request) };
+        let judged = match judged_before {
+            Some(judged) => Ok(judged),
+            None if offer.asks_refund(&payment.payload) => Ok(Judged::default()),
+            None => self.judge(request),
+        };
         let judged = match judged {
             Ok(judged) => judged,
             Err(denial) => return refused(denial),
@@ -400,6 +446,19 @@ impl Gate {
         }
     }
 
+    /// The same for a voucher that was recognized; `None` where it has to go the general way after all.
+    async fn pass_quick(self: &Arc<Self>, context: &Context, voucher: QuickVoucher) -> Option<Result<Passed, Denial>> {
+        match (&context.offer.way, voucher) {
+            (Way::SvmBatch(seller), QuickVoucher::Svm(paid)) => {
+                Some(self.admit_voucher(context, seller, &paid.0, &paid.1).await)
+            }
+            (Way::EvmBatch(seller), QuickVoucher::Evm(paid)) => {
+                self.admit_evm_voucher(context, seller, &paid.0, &paid.1).await.transpose()
+            }
+            _ => None,
+        }
+    }
+
     async fn pass_v1(
         &self,
         context: &Context,
@@ -440,28 +499,29 @@ impl Gate {
         }
     }
 
-    /// Reads a payment header. Another version than ours is told from a header that cannot be read.
-    fn decode(value: &[u8]) -> Result<PaymentPayload, Denial> {
-        Self::of_version(value, X402_VERSION, |payment: &PaymentPayload| payment.x402_version)
+    /// Reads a payment header's JSON. Another version than ours is told from what cannot be read.
+    fn read(json: &[u8]) -> Result<PaymentPayload, Denial> {
+        Self::of_version(json, X402_VERSION, |payment: &PaymentPayload| payment.x402_version)
     }
 
     fn decode_v1(value: &[u8]) -> Result<PaymentPayloadV1, Denial> {
-        Self::of_version(value, v1::X402_VERSION, |payment: &PaymentPayloadV1| payment.x402_version)
+        let json = header::decode_bytes(value).map_err(|error| Denial::malformed(error.to_string()))?;
+        Self::of_version(&json, v1::X402_VERSION, |payment: &PaymentPayloadV1| payment.x402_version)
     }
 
-    fn of_version<T: DeserializeOwned>(value: &[u8], ours: u32, version: fn(&T) -> u32) -> Result<T, Denial> {
+    fn of_version<T: DeserializeOwned>(json: &[u8], ours: u32, version: fn(&T) -> u32) -> Result<T, Denial> {
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Versioned {
             x402_version: u32,
         }
         let other = || Denial::payment(Reason::InvalidVersion, format!("x402Version must be {ours}"));
-        match header::decode::<T>(value) {
+        match serde_json::from_slice::<T>(json) {
             Ok(payment) if version(&payment) == ours => Ok(payment),
             Ok(_) => Err(other()),
-            Err(error) => match header::decode::<Versioned>(value) {
+            Err(error) => match serde_json::from_slice::<Versioned>(json) {
                 Ok(versioned) if versioned.x402_version != ours => Err(other()),
-                Ok(_) | Err(_) => Err(Denial::malformed(error.to_string())),
+                Ok(_) | Err(_) => Err(Denial::malformed(HeaderError::from(error).to_string())),
             },
         }
     }
@@ -488,10 +548,12 @@ impl Gate {
         reason: Reason,
         correction: Option<challenge::Correction<'_>>,
     ) -> Demand {
-        let hints = |network: &Network| {
-            self.options.hints.then(|| self.facilitators.get(network)).flatten().and_then(|found| found.hints())
-        };
-        prepared.required(url, reason.as_str(), &hints, correction)
+        prepared.required(url, reason.as_str(), &|network| self.hints(network), correction)
+    }
+
+    /// What a challenge tells of a network's newest blocks.
+    fn hints(&self, network: &Network) -> Option<Blockhash> {
+        self.options.hints.then(|| self.facilitators.get(network)).flatten().and_then(|found| found.hints())
     }
 
     fn refuse(

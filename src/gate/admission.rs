@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::charge::{Answered, Charge, Meter};
 use super::refusal::Denial;
 use super::replay::{Claim, Draft};
-use super::{Context, Finished, Gate, Paid, batch, evm, metered};
+use super::{Charged, Context, Finished, Gate, Paid, batch, evm, metered};
 use crate::amount::Amount;
 use crate::ledger::store::StoreError;
 use crate::scheme::exact_evm::Version;
@@ -157,8 +157,9 @@ impl Admission {
             }
             (Held::EvmOnce(hold), Cost::Amount(charge)) => {
                 let charged = hold.charge(&gate, &context, &paid, charge).await;
-                if let (Ok(settlement), Some((id, draft)), Some(evm)) = (&charged, keep, &gate.evm) {
-                    let kept = evm.ledger.keep_answer(id, draft.answer(settlement)).await;
+                let charged = charged.map(Charged::settled);
+                if let (Ok(charged), Some((id, draft)), Some(evm)) = (&charged, keep, &gate.evm) {
+                    let kept = evm.ledger.keep_answer(id, draft.answer(charged)).await;
                     not_kept(&paid, kept);
                 }
                 charged.map(Finished::Charged)
@@ -167,8 +168,9 @@ impl Admission {
             (Held::EvmOnce(_), Cost::Withheld) => Ok(Finished::Unmetered(None)),
             (Held::Metered(hold), Cost::Amount(charge)) => {
                 let charged = hold.charge(&context, &paid, charge).await;
-                if let (Ok(settlement), Some((id, draft))) = (&charged, keep) {
-                    not_kept(&paid, gate.ledger.keep_answer(id, draft.answer(settlement)).await);
+                let charged = charged.map(Charged::settled);
+                if let (Ok(charged), Some((id, draft))) = (&charged, keep) {
+                    not_kept(&paid, gate.ledger.keep_answer(id, draft.answer(charged)).await);
                 }
                 charged.map(Finished::Charged)
             }

@@ -4,16 +4,17 @@
 //! accepted before the upstream is called and settled after it has answered, so a failing upstream costs the payer
 //! nothing. Source: `scheme_batch_settlement_svm.md`, section 5, phases 1, 3 and 5.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::recent::{Entered, Shut};
 use super::refusal::Denial;
 use super::replay::Draft;
-use super::{Context, Gate, Held, Paid, Passed};
+use super::{Charged, Context, Gate, Held, Paid, Passed};
 use crate::amount::Amount;
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
 use crate::ledger::channel::{OnChain, Seller, Terms};
@@ -23,7 +24,7 @@ use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
 use crate::scheme::svm::program::ChannelStatus;
 use crate::telemetry::Waiting;
 use crate::x402::key::Signature;
-use crate::x402::wire::{BatchPayload, BatchVoucher, ChannelConfig, Deposit, SettlementResponse};
+use crate::x402::wire::{BatchPayload, BatchVoucher, ChannelConfig, Deposit};
 use crate::x402::{Account, ChannelId, Key, Reason};
 
 /// A reserved price, with the deposit that came along.
@@ -53,14 +54,11 @@ impl Gate {
         let facilitator = self.facilitator(&context.offer)?;
         match scheme::parse(payload)? {
             BatchPayload::Voucher { channel_config, voucher } => {
-                let verified = self.verify(seller, &channel_config, &voucher)?;
-                open_channel(self.look(&facilitator, verified.terms()).await?)?;
-                let reserved = self.reserve(context, verified, None).await?;
-                Ok(reserved.pass(None))
+                self.admit_voucher(context, seller, &channel_config, &voucher).await
             }
             BatchPayload::Deposit { channel_config, voucher, deposit } => {
                 let verified = self.verify(seller, &channel_config, &voucher)?;
-                self.admit_deposit(context, facilitator, verified, deposit).await
+                Box::pin(self.admit_deposit(context, facilitator, verified, deposit)).await
             }
             BatchPayload::Refund { channel_config, voucher, amount, transaction } => {
                 if amount.is_some() {
@@ -72,9 +70,24 @@ impl Gate {
                     return Err(Denial::payment(Reason::BatchRefundTransaction, detail));
                 }
                 let verified = self.verify(seller, &channel_config, &voucher)?;
-                self.refund(context, facilitator, verified).await.map(Passed::Answered)
+                Box::pin(self.refund(context, facilitator, verified)).await.map(Passed::Answered)
             }
         }
+    }
+
+    /// Checks a voucher and reserves its price.
+    pub(super) async fn admit_voucher(
+        &self,
+        context: &Context,
+        seller: &Arc<Seller>,
+        config: &ChannelConfig,
+        voucher: &BatchVoucher,
+    ) -> Result<Passed, Denial> {
+        let facilitator = self.facilitator(&context.offer)?;
+        let verified = self.verify(seller, config, voucher)?;
+        open_channel(self.look(&facilitator, verified.terms()).await?)?;
+        let reserved = self.reserve(context, verified, None).await?;
+        Ok(reserved.pass(None))
     }
 
     fn verify(
@@ -298,7 +311,7 @@ impl Hold {
         context: &Context,
         paid: &Paid,
         keep: Option<(AnswerId, Draft)>,
-    ) -> Result<Box<SettlementResponse>, Denial> {
+    ) -> Result<Charged, Denial> {
         let Self { reservation, cumulative, deposit } = self;
         let Some(mut deposit) = deposit else {
             let started = Instant::now();
@@ -378,22 +391,10 @@ impl Charge {
     }
 
     /// The answer to a charged request (section 4.4).
-    fn response(self, paid: &Paid, charged: Amount, channel: &ChannelRecord) -> Box<SettlementResponse> {
+    fn response(self, paid: &Paid, charged: Amount, channel: &ChannelRecord) -> Charged {
         let Self { cumulative, deposit } = self;
-        let mut extra = Map::new();
-        extra.insert("commitmentId".to_owned(), format!("{}:{cumulative}", channel.terms.id).into());
-        extra.insert("chargedAmount".to_owned(), charged.to_string().into());
-        if let Ok(state) = serde_json::to_value(super::challenge::channel_state(channel)) {
-            extra.insert("channelState".to_owned(), state);
-        }
-        Box::new(SettlementResponse {
-            success: true,
-            error_reason: None,
-            payer: Some(paid.payer.to_string()),
-            transaction: deposit.map(|(transaction, _)| transaction.to_string()).unwrap_or_default(),
-            network: paid.network.clone(),
-            amount: Some(deposit.map(|(_, amount)| amount.to_string()).unwrap_or_default()),
-            extra,
-        })
+        let deposit = deposit.as_ref().map(|(transaction, amount)| -> (&dyn fmt::Display, _) { (transaction, *amount) });
+        let state = super::challenge::channel_state(channel);
+        Charged::on_channel(paid, charged, deposit, Some(format_args!("{}:{cumulative}", channel.terms.id)), &state)
     }
 }

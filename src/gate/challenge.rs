@@ -9,12 +9,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use bytes::Bytes;
+use http::HeaderValue;
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 
 use super::charge::{self, Answered, Charge, Meter};
 use super::evm::{Served, state as evm_state};
 use super::policy::Policy;
+use super::quick::{self, Words};
 use super::refusal::{AnyRecord, Denial};
 use super::route::{EvmScheme, Offer, Payee, Pricing, Route};
 use crate::chain::Blockhash;
@@ -24,6 +27,7 @@ use crate::scheme::evm::EvmSeller;
 use crate::scheme::evm::authorization::EvmOffer;
 use crate::scheme::{batch_settlement_evm, batch_settlement_svm, exact_evm, offer, upto_evm, upto_svm};
 use crate::x402::evm::Address;
+use crate::x402::header;
 use crate::x402::v1::{self, PaymentPayloadV1, PaymentRequiredV1, PaymentRequirementsV1};
 use crate::x402::wire::{ChannelState, PaymentRequired, PaymentRequirements, ResourceInfo, VoucherState, X402_VERSION};
 use crate::x402::{Key, Network, Reason};
@@ -36,6 +40,41 @@ pub struct Demand {
     /// For clients of version 1, in the body; `None` where nothing is offered that they could pay.
     pub v1: Option<PaymentRequiredV1>,
 }
+
+/// A demand as it is sent: written once for all who ask for the same address.
+#[derive(Clone, Debug)]
+pub struct Challenge {
+    /// What it says.
+    pub demand: Demand,
+    /// The value of `PAYMENT-REQUIRED`.
+    pub(super) header: HeaderValue,
+    /// The body, as JSON: version 1's words where it has some, else those of the header.
+    pub(super) body: Bytes,
+}
+
+impl Challenge {
+    /// Our own words always can be written as JSON, and base64 is always a header's value.
+    fn new(demand: Demand) -> Self {
+        let written = serde_json::to_vec(&demand.v2).unwrap_or_default();
+        let header = HeaderValue::try_from(header::encode_bytes(&written)).ok();
+        let body = demand.v1.as_ref().and_then(|v1| serde_json::to_vec(v1).ok());
+        let body = Bytes::from(body.unwrap_or(written));
+        Self { demand, header: header.unwrap_or_else(|| HeaderValue::from_static("")), body }
+    }
+}
+
+/// Challenges that were sent lately.
+#[derive(Debug, Default)]
+struct Sent {
+    /// The hints that they gave, for each offer.
+    hints: Vec<Option<Blockhash>>,
+    by_url: HashMap<Box<str>, Arc<Challenge>>,
+}
+
+/// How many addresses of a route have their challenge kept; it is cheap to write a new one.
+const SENT_MAX: usize = 8;
+/// The longest address for which it is kept.
+const SENT_URL_BYTES_MAX: usize = 512;
 
 /// A scheme on a family of networks, with who is paid by it.
 #[derive(Clone, Debug)]
@@ -72,6 +111,8 @@ pub(super) struct PreparedOffer {
     pub(super) offer: Offer,
     /// Without hints.
     pub(super) requirements: PaymentRequirements,
+    /// The same, to be compared with.
+    pub(super) words: Words,
 }
 
 impl PreparedOffer {
@@ -113,7 +154,7 @@ impl PreparedOffer {
             max_timeout_seconds: offer.max_timeout_seconds,
             extra,
         };
-        Some(Self { way, offer: offer.clone(), requirements })
+        Some(Self { way, offer: offer.clone(), words: Words::of(&requirements), requirements })
     }
 
     /// Whether a payload for it asks for a refund of a channel: then it is read as nothing else.
@@ -144,6 +185,8 @@ pub(super) struct Prepared {
     /// Those that version 1 has words for and a facilitator takes in that version, the first of each network.
     offers_v1: Vec<Arc<PreparedOffer>>,
     extensions: Arc<Map<String, Value>>,
+    extensions_text: String,
+    sent: Mutex<Sent>,
 }
 
 impl Prepared {
@@ -164,7 +207,24 @@ impl Prepared {
                 offers_v1.push(Arc::clone(offer));
             }
         }
-        Self { route: Arc::clone(route), offers, offers_v1, extensions: Arc::clone(extensions) }
+        Self {
+            route: Arc::clone(route),
+            offers,
+            offers_v1,
+            extensions: Arc::clone(extensions),
+            extensions_text: quick::written(&**extensions),
+            sent: Mutex::default(),
+        }
+    }
+
+    /// The route's offers, the merchant's favourite first.
+    pub(super) fn offers(&self) -> &[Arc<PreparedOffer>] {
+        &self.offers
+    }
+
+    /// What challenges say under `extensions`, as it is written.
+    pub(super) fn extensions_text(&self) -> &str {
+        &self.extensions_text
     }
 
     pub(super) fn name(&self) -> &Arc<str> {
@@ -214,6 +274,33 @@ impl Prepared {
             Pricing::Free | Pricing::Fixed(_) => None,
             Pricing::Metered { meter, .. } => meter.as_ref(),
         }
+    }
+
+    /// How to pay for a request that came without payment.
+    pub(super) fn challenge(&self, url: &str, hints: &dyn Fn(&Network) -> Option<Blockhash>) -> Arc<Challenge> {
+        let given: Vec<_> = self.offers.iter().map(|offer| hints(&offer.requirements.network)).collect();
+        {
+            let mut sent = self.sent.lock();
+            if sent.hints != given {
+                sent.by_url.clear();
+                sent.hints.clone_from(&given);
+            }
+            if let Some(challenge) = sent.by_url.get(url) {
+                return Arc::clone(challenge);
+            }
+        }
+        let challenge = Arc::new(Challenge::new(self.required(url, Reason::PaymentRequired.as_str(), hints, None)));
+        if url.len() <= SENT_URL_BYTES_MAX {
+            let mut sent = self.sent.lock();
+            if sent.by_url.len() >= SENT_MAX {
+                sent.by_url.clear();
+            }
+            // Others may have seen newer hints meanwhile.
+            if sent.hints == given {
+                sent.by_url.insert(url.into(), Arc::clone(&challenge));
+            }
+        }
+        challenge
     }
 
     /// How to pay, and why the request was not served.

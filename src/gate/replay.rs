@@ -24,14 +24,14 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::AdmitRequest;
+use super::{AdmitRequest, Charged};
 use super::refusal::Denial;
 use super::reply;
 use crate::ledger::answers::KeptAnswers;
 use crate::ledger::store::{Answer, AnswerId, AnswerMark};
 use crate::scheme::exact_evm::Version;
 use crate::x402::payment_identifier;
-use crate::x402::wire::{PaymentPayload, SettlementResponse};
+use crate::x402::wire::PaymentPayload;
 
 /// How many repeats may wait for one request.
 const WAITERS_MAX: usize = 8;
@@ -69,9 +69,9 @@ pub struct Draft {
 
 impl Draft {
     /// As it is sent.
-    pub(super) fn answer(mut self, settlement: &SettlementResponse) -> Answer {
+    pub(super) fn answer(mut self, charged: &Charged) -> Answer {
         // Version 1 has no extensions, so no id.
-        reply::paid(&mut self.headers, settlement, Version::V2);
+        reply::paid(&mut self.headers, charged, Version::V2);
         Answer { status: self.status.as_u16(), head: reply::head(&self.headers), body: self.body }
     }
 

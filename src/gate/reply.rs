@@ -30,7 +30,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::challenge::Demand;
+use super::challenge::{Challenge, Demand};
+use super::Charged;
 use super::refusal::{Fault, Refusal};
 use crate::ledger::store::Answer;
 use crate::scheme::exact_evm::Version;
@@ -44,12 +45,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The answer to a request that came without payment.
 #[must_use]
-pub fn challenge(demand: &Demand) -> Response<Bytes> {
-    let mut response = match &demand.v1 {
-        Some(v1) => answer(StatusCode::PAYMENT_REQUIRED, NO_STORE, v1),
-        None => answer(StatusCode::PAYMENT_REQUIRED, NO_STORE, &demand.v2),
-    };
-    insert(response.headers_mut(), PAYMENT_REQUIRED, &demand.v2);
+pub fn challenge(challenge: &Challenge) -> Response<Bytes> {
+    let mut response = json(StatusCode::PAYMENT_REQUIRED, NO_STORE, challenge.body.clone());
+    response.headers_mut().insert(HeaderName::from_static(PAYMENT_REQUIRED), challenge.header.clone());
     response
 }
 
@@ -83,7 +81,7 @@ pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
         insert(headers, PAYMENT_REQUIRED, &required.v2);
     }
     if let Some(settlement) = &refusal.settlement {
-        tell(headers, settlement, refusal.version);
+        tell(headers, Some(settlement), refusal.version);
     }
     if let Some(after) = refusal.fault.retry_after() {
         // In whole seconds, and never before it can help.
@@ -195,16 +193,26 @@ pub fn bad_path(why: &str) -> Response<Bytes> {
 }
 
 /// Adds to the upstream's own answer what became of its payment, and keeps shared caches from storing it.
-pub fn paid(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Version) {
-    tell(headers, settlement, version);
+pub fn paid(headers: &mut HeaderMap, charged: &Charged, version: Version) {
+    match (charged.written(), version) {
+        (Some(json), Version::V2) => insert_text(headers, PAYMENT_RESPONSE, Some(header::encode_bytes(json))),
+        _ => tell(headers, charged.settlement().as_ref(), version),
+    }
+    keep_private(headers);
+}
+
+/// Adds to the upstream's own answer that its payment went back, and keeps shared caches from storing it.
+pub fn released(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Version) {
+    tell(headers, Some(settlement), version);
     keep_private(headers);
 }
 
 /// Says what became of a payment, in its own protocol version.
-fn tell(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Version) {
-    match version {
-        Version::V1 => insert(headers, X_PAYMENT_RESPONSE, &SettlementResponseV1::from(settlement)),
-        Version::V2 => insert(headers, PAYMENT_RESPONSE, settlement),
+fn tell(headers: &mut HeaderMap, settlement: Option<&SettlementResponse>, version: Version) {
+    match (settlement, version) {
+        (Some(settlement), Version::V1) => insert(headers, X_PAYMENT_RESPONSE, &SettlementResponseV1::from(settlement)),
+        (Some(settlement), Version::V2) => insert(headers, PAYMENT_RESPONSE, settlement),
+        (None, _) => tracing::error!("a payment's answer is not what was meant; report this"),
     }
 }
 
@@ -231,8 +239,11 @@ fn keep_private(headers: &mut HeaderMap) {
 }
 
 fn answer(status: StatusCode, cache: HeaderValue, body: &impl Serialize) -> Response<Bytes> {
-    let body = serde_json::to_vec(body).unwrap_or_default();
-    let mut response = Response::new(Bytes::from(body));
+    json(status, cache, serde_json::to_vec(body).unwrap_or_default().into())
+}
+
+fn json(status: StatusCode, cache: HeaderValue, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response.headers_mut().insert(CACHE_CONTROL, cache);
@@ -241,8 +252,11 @@ fn answer(status: StatusCode, cache: HeaderValue, body: &impl Serialize) -> Resp
 
 /// Our wire types always can be written, and base64 is always a header's value.
 fn insert(headers: &mut HeaderMap, name: &'static str, value: &impl Serialize) {
-    let encoded = header::encode(value).ok().and_then(|text| HeaderValue::try_from(text).ok());
-    match encoded {
+    insert_text(headers, name, header::encode(value).ok());
+}
+
+fn insert_text(headers: &mut HeaderMap, name: &'static str, text: Option<String>) {
+    match text.and_then(|text| HeaderValue::try_from(text).ok()) {
         Some(encoded) => {
             headers.insert(HeaderName::from_static(name), encoded);
         }

@@ -36,10 +36,18 @@ pub enum HeaderError {
 /// # Errors
 /// [`HeaderError`] where the value is too long, is no base64, or holds other JSON than `T`.
 pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, HeaderError> {
+    Ok(serde_json::from_slice(&decode_bytes(value)?)?)
+}
+
+/// Reads a header's value, but not the JSON in it.
+///
+/// # Errors
+/// [`HeaderError`] where the value is too long or is no base64.
+pub fn decode_bytes(value: &[u8]) -> Result<Vec<u8>, HeaderError> {
     if value.len() > PAYMENT_HEADER_BYTES_MAX {
         return Err(HeaderError::TooLong(value.len()));
     }
-    Ok(serde_json::from_slice(&STANDARD.decode(value)?)?)
+    Ok(STANDARD.decode(value)?)
 }
 
 /// Writes a header's value: base64 text, which is always a valid header value.
@@ -47,5 +55,11 @@ pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, HeaderError> {
 /// # Errors
 /// [`HeaderError::NotJson`] where `value` cannot be written as JSON, which our wire types always can.
 pub fn encode<T: Serialize>(value: &T) -> Result<String, HeaderError> {
-    Ok(STANDARD.encode(serde_json::to_vec(value)?))
+    Ok(encode_bytes(&serde_json::to_vec(value)?))
+}
+
+/// Writes a header's value whose JSON is written already.
+#[must_use]
+pub fn encode_bytes(json: &[u8]) -> String {
+    STANDARD.encode(json)
 }

@@ -218,11 +218,13 @@ pub async fn call(
     match (admission.finish(upstream.status, &headers).await, kind) {
         (Finished::Charged(_), _) if !success => panic!("a failed call was charged"),
         (Finished::Released(_), _) if success => panic!("a delivered call was not charged"),
-        (Finished::Charged(settlement), Kind::Metered) => {
+        (Finished::Charged(charged), Kind::Metered) => {
+            let settlement = charged.settlement().unwrap();
             let told = settlement.amount.as_deref().unwrap().parse().unwrap();
             books.borrow_mut().delivered_metered(&channel, told);
         }
-        (Finished::Charged(settlement), Kind::Voucher { total }) => {
+        (Finished::Charged(charged), Kind::Voucher { total }) => {
+            let settlement = charged.settlement().unwrap();
             let told = &settlement.extra["channelState"]["chargedCumulativeAmount"];
             books.borrow_mut().delivered(&channel, total, told.as_str().unwrap().parse().unwrap());
         }

@@ -326,7 +326,7 @@ async fn live(
 
 async fn offer(gate: &Arc<Gate>, route: &Arc<Route>) -> PaymentRequirements {
     match gate.admit(ask(route, None)).await {
-        Outcome::Challenge(demand) => demand.v2.accepts[0].clone(),
+        Outcome::Challenge(challenge) => challenge.demand.v2.accepts[0].clone(),
         _ => panic!("an unpaid request was not challenged"),
     }
 }

@@ -5,15 +5,14 @@
 //! deposit is verified before the upstream is called and settled after it has answered. What is charged is what the
 //! upstream reports, up to the advertised amount. Source: `scheme_batch_settlement_evm.md`, "Request Processing".
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use serde_json::Map;
 
 use super::super::recent::{Entered, Shut};
 use super::super::refusal::Denial;
 use super::super::replay::Draft;
-use super::super::{Context, Gate, Held, Paid, Passed};
+use super::super::{Charged, Context, Gate, Held, Paid, Passed};
 use super::{EvmGate, EvmNetwork, LOOKS, asked, state};
 use crate::amount::Amount;
 use crate::facilitator::interface::{InterfaceError, Payment, Settled};
@@ -28,7 +27,7 @@ use crate::scheme::evm::eip712::ChannelConfig;
 use crate::scheme::evm::{EvmSeller, EvmTerms};
 use crate::telemetry::Waiting;
 use crate::x402::evm::B256;
-use crate::x402::wire::{PaymentPayload, SettlementResponse};
+use crate::x402::wire::PaymentPayload;
 use crate::x402::{Account, ChannelId, Reason};
 
 /// A reserved price, with the deposit that came along.
@@ -86,6 +85,31 @@ impl Gate {
         }
     }
 
+    /// Checks a voucher of a plain key on a channel of which enough is known, and reserves its price; `None` where
+    /// somebody else has to be asked.
+    pub(in crate::gate) async fn admit_evm_voucher(
+        &self,
+        context: &Context,
+        seller: &Arc<EvmSeller>,
+        config: &ChannelConfig,
+        voucher: &EvmVoucher,
+    ) -> Result<Option<Passed>, Denial> {
+        let evm = self.evm()?;
+        let Presented { checked, known } = self.check_evm(evm, seller, config, voucher)?;
+        match checked {
+            Checked::Verified(verified) if self.is_enough(known.as_ref(), verified.cumulative()) => {
+                let reserved = self.reserve_evm(evm, context, verified, None).await?;
+                Ok(Some(reserved.pass(None)))
+            }
+            Checked::Verified(_) | Checked::Contract(_) => Ok(None),
+        }
+    }
+
+    /// Whether what is known of a channel is enough to go by for a voucher.
+    fn is_enough(&self, known: Option<&RecordOf<Evm>>, cumulative: Amount) -> bool {
+        !outgrows(known, cumulative) && matches!(self.usable(known), Usable::Fresh)
+    }
+
     fn check_evm(
         &self,
         evm: &EvmGate,
@@ -115,9 +139,7 @@ impl Gate {
         let Presented { checked, known } = presented;
         match checked {
             Checked::Verified(verified) => {
-                if !outgrows(known.as_ref(), verified.cumulative())
-                    && let Usable::Fresh = self.usable(known.as_ref())
-                {
+                if self.is_enough(known.as_ref(), verified.cumulative()) {
                     return Ok(verified);
                 }
                 refuse_stale(known, verified.cumulative())?;
@@ -333,7 +355,7 @@ impl Hold {
         paid: &Paid,
         charge: Amount,
         keep: Option<(AnswerId, Draft)>,
-    ) -> Result<Box<SettlementResponse>, Denial> {
+    ) -> Result<Charged, Denial> {
         let Self { reservation, terms, cumulative, deposit } = self;
         let started = Instant::now();
         let mut settled = None;
@@ -384,22 +406,9 @@ fn response(
     settled: Option<(String, Amount)>,
     charged: Amount,
     channel: &RecordOf<Evm>,
-) -> Box<SettlementResponse> {
-    let mut extra = Map::new();
-    extra.insert("chargedAmount".to_owned(), charged.to_string().into());
-    if let Ok(state) = serde_json::to_value(state::channel_state(channel)) {
-        extra.insert("channelState".to_owned(), state);
-    }
-    let (transaction, amount) = settled.map_or_else(Default::default, |(hash, amount)| (hash, amount.to_string()));
-    Box::new(SettlementResponse {
-        success: true,
-        error_reason: None,
-        payer: Some(paid.payer.to_string()),
-        transaction,
-        network: paid.network.clone(),
-        amount: Some(amount),
-        extra,
-    })
+) -> Charged {
+    let deposit = settled.as_ref().map(|(hash, amount)| -> (&dyn fmt::Display, _) { (hash, *amount) });
+    Charged::on_channel(paid, charged, deposit, None, &state::channel_state(channel))
 }
 
 impl HeldDeposit {
