@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod bench;
 pub mod ceremony;
 pub mod check;
 pub mod cosigner;
@@ -65,6 +66,8 @@ enum Command {
     Settle(admin::SettleArgs),
     /// Verify or export the audit record
     Audit(audit::Args),
+    /// Measure the proxy beside a bare one on this machine
+    Bench(bench::Args),
 }
 
 /// Why a command did not succeed, and the exit status that says so.
@@ -123,6 +126,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Channels(args) => admin::channels(&args, &mut output),
         Command::Settle(args) => admin::settle(&args, &mut output),
         Command::Audit(args) => audit::run(args, &mut output),
+        Command::Bench(args) => bench::run(args, &mut output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

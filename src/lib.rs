@@ -17,6 +17,7 @@ pub mod admin;
 pub mod amount;
 pub mod app;
 pub mod audit;
+pub mod bench;
 pub mod chain;
 pub mod cli;
 pub mod client;

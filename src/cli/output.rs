@@ -7,6 +7,7 @@ pub struct Output {
     out: Box<dyn Write + Send>,
     err: Box<dyn Write + Send>,
     colour: bool,
+    progress: bool,
 }
 
 /// How a piece of text stands out.
@@ -27,13 +28,14 @@ impl Output {
     #[must_use]
     pub fn standard() -> Self {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { out: Box::new(std::io::stdout()), err: Box::new(std::io::stderr()), colour }
+        let progress = std::io::stderr().is_terminal();
+        Self { out: Box::new(std::io::stdout()), err: Box::new(std::io::stderr()), colour, progress }
     }
 
     /// Prints nothing.
     #[must_use]
     pub fn silent() -> Self {
-        Self { out: Box::new(std::io::sink()), err: Box::new(std::io::sink()), colour: false }
+        Self { out: Box::new(std::io::sink()), err: Box::new(std::io::sink()), colour: false, progress: false }
     }
 
     /// A line of result. A reader that has gone away is no error: there is nobody left to tell.
@@ -45,6 +47,15 @@ impl Output {
     /// A line for standard error.
     pub fn error(&mut self, text: &str) {
         let _gone = writeln!(self.err, "turnpike: {text}");
+    }
+
+    /// What is being done, on one line of a terminal's standard error that the next one takes the place of; an empty
+    /// text clears it. Shown nowhere else.
+    pub fn progress(&mut self, step: &str) {
+        if self.progress {
+            let _gone = write!(self.err, "\r\u{1b}[2K{step}");
+            let _gone = self.err.flush();
+        }
     }
 
     /// Text that stands out on a terminal.

@@ -1,0 +1,136 @@
+//! Payments that are signed before they are measured: for each connection a channel of its own, its vouchers in order.
+
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use http::Uri;
+use secp256k1::ecdsa::RecoverableSignature;
+use secp256k1::{Message, PublicKey, SecretKey};
+use serde_json::{Value, json};
+
+use super::BenchError;
+use crate::amount::Amount;
+use crate::chain::svm::{SvmRpc, SvmRpcOptions};
+use crate::client::http::{Http, Request};
+use crate::client::{Client, Spending, payment_header};
+use crate::scheme::evm::eip712::{ChannelConfig, Domain, channel_id, voucher_digest};
+use crate::scheme::evm::signature::address_of;
+use crate::x402::Key;
+use crate::x402::evm::{B256, EvmSignature};
+use crate::x402::header::{self, PAYMENT_REQUIRED};
+use crate::x402::wire::{PaymentRequired, PaymentRequirements};
+
+/// What each payer has and puts into its channel, in atomic units.
+const FUNDS: u64 = 100_000_000;
+
+/// One payer with one channel.
+pub enum Purse {
+    /// On the sandbox.
+    Svm(Box<(Client, Request)>),
+    /// On an EVM network.
+    Evm(Box<EvmPurse>),
+}
+
+impl Purse {
+    /// A payer with funds on a sandbox, whose channel at `uri` is open and has paid once.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub async fn svm(number: u32, rpc_url: &str, uri: Uri) -> Result<Self, BenchError> {
+        let key = SigningKey::from_bytes(&seed(number));
+        fund(rpc_url, &Key(key.verifying_key().to_bytes())).await?;
+        let chain = SvmRpc::new(SvmRpcOptions::sandbox(rpc_url.to_owned()))?;
+        let (call_max, deposit) = (Amount::from(1_000_000_u64), Amount::from(FUNDS));
+        let client = Client::new(key, Arc::new(chain), Spending { call_max, deposit, deposit_max: deposit })?;
+        let request = Request::get(uri);
+        client.call(&request).await?;
+        Ok(Self::Svm(Box::new((client, request))))
+    }
+
+    /// A payer on an EVM network; its channel is full as soon as it is asked for.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub async fn evm(number: u32, uri: Uri) -> Result<Self, BenchError> {
+        let answer = Http::new()?.send(&Request::get(uri), None).await?;
+        let required: PaymentRequired = header::decode(answer.header(PAYMENT_REQUIRED).ok_or("no challenge")?)?;
+        let offer = required.accepts.iter().find(|offer| offer.scheme == "batch-settlement").ok_or("no offer")?;
+        Ok(Self::Evm(Box::new(EvmPurse::open(number, &required, offer)?)))
+    }
+
+    /// Signs the next payments: values of `PAYMENT-SIGNATURE`, to be sent in this order.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub async fn sign(&mut self, calls: usize) -> Result<Vec<String>, BenchError> {
+        match self {
+            Self::Svm(payer) => Ok(payer.0.sign_ahead(&payer.1, calls).await?),
+            Self::Evm(purse) => (0..calls).map(|_| purse.sign()).collect(),
+        }
+    }
+}
+
+/// A payer on an EVM network.
+pub struct EvmPurse {
+    key: SecretKey,
+    required: PaymentRequired,
+    offer: PaymentRequirements,
+    config: ChannelConfig,
+    domain: Domain,
+    id: B256,
+    total: Amount,
+}
+
+impl EvmPurse {
+    fn open(number: u32, required: &PaymentRequired, offer: &PaymentRequirements) -> Result<Self, BenchError> {
+        let key = SecretKey::from_secret_bytes(seed(number))?;
+        let payer = address_of(&PublicKey::from_secret_key(&key));
+        let term = |name: &str| offer.extra.get(name).cloned().unwrap_or_default();
+        let config: ChannelConfig = serde_json::from_value(json!({
+            "payer": payer,
+            "payerAuthorizer": payer,
+            "receiver": offer.pay_to,
+            "receiverAuthorizer": term("receiverAuthorizer"),
+            "token": offer.asset,
+            "withdrawDelay": term("withdrawDelay"),
+            "salt": B256([0; 32]),
+        }))?;
+        let chain = offer.network.as_str().rsplit(':').next().and_then(|id| id.parse().ok()).unwrap_or_default();
+        let domain = Domain::batch_settlement(chain);
+        let id = channel_id(&domain, &config);
+        Ok(Self { key, required: required.clone(), offer: offer.clone(), config, domain, id, total: Amount::ZERO })
+    }
+
+    fn sign(&mut self) -> Result<String, BenchError> {
+        self.total = self.total.checked_add(self.offer.amount).ok_or("a channel is used up")?;
+        let digest = voucher_digest(&self.domain, &self.id, self.total);
+        let signature = RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), &self.key);
+        let (id, compact) = signature.serialize_compact();
+        let mut bytes = [27_u8.saturating_add(id.to_u8()); 65];
+        bytes[..64].copy_from_slice(&compact);
+        let voucher: Value =
+            json!({ "channelId": self.id, "maxClaimableAmount": self.total, "signature": EvmSignature(bytes) });
+        let payload = json!({ "type": "voucher", "channelConfig": self.config, "voucher": voucher });
+        Ok(payment_header(&self.required, &self.offer, payload)?)
+    }
+}
+
+fn seed(number: u32) -> [u8; 32] {
+    let mut seed = [1; 32];
+    seed[..4].copy_from_slice(&number.to_le_bytes());
+    seed
+}
+
+async fn fund(rpc_url: &str, owner: &Key) -> Result<(), BenchError> {
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "sandbox_mintTo", "params": [owner, FUNDS] });
+    let mut request = Request::get(rpc_url.parse()?);
+    request.method = http::Method::POST;
+    request.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    request.body = call.to_string().into();
+    let answer = Http::new()?.send(&request, None).await?.bytes(64 << 10).await?;
+    let answer: Value = serde_json::from_slice(&answer)?;
+    if answer.get("error").is_some() {
+        return Err(format!("the sandbox gives no funds: {answer}").into());
+    }
+    Ok(())
+}
