@@ -62,8 +62,7 @@ impl Pair {
         let telemetry = Telemetry::new().unwrap();
         let cosigners = Cosigners::new(vec![settings], &world::tls_files(place, "proxy"), Some(&telemetry)).unwrap();
         let cosigners = cosigners.watched().await;
-        let svm =
-            RemoteSigner::with_share(&world::share(1), signer_requests::rules(), Arc::clone(&cosigners)).unwrap();
+        let svm = RemoteSigner::with_share(&world::share(1), signer_requests::rules(), Arc::clone(&cosigners)).unwrap();
         let evm_share = world::evm_share(1);
         let bans = Arc::new(BanFile::open(Some(place.join("proxy.bans")), &evm_share).unwrap());
         let evm = RemoteEvmSigner::with_share(&evm_share, bans, evm_requests::rules(), cosigners).unwrap();
