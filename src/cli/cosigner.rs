@@ -138,7 +138,10 @@ fn open<C: Curve>(share: ShareConfig) -> Result<KeyShare<C>, Failure> {
 }
 
 fn open_audit(config: &CosignerConfig, clock: &Arc<dyn Clock>) -> Result<Option<Arc<dyn Recorder>>, Failure> {
-    let Some(directory) = &config.audit else { return Ok(None) };
+    let Some(directory) = &config.audit else {
+        tracing::warn!("audit: off. Nothing proves what was signed");
+        return Ok(None);
+    };
     let options = Options { clock: Arc::clone(clock), ..Options::default() };
     let log = AuditLog::open(directory, options).map_err(Failure::failed)?;
     Ok(Some(Arc::new(log)))

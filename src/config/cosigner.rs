@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::audit;
 use super::money;
 use super::network::{self, Cosigned, CosignedFamily};
 use super::problem::{Problems, Warning};
@@ -47,7 +48,7 @@ pub struct CosignerConfig {
     pub evm_share: Option<ShareConfig>,
     /// Its record.
     pub store: PathBuf,
-    /// The directory of its audit record; none is kept where absent.
+    /// The directory of its audit record; `None` for none.
     pub audit: Option<PathBuf>,
     /// What it allows.
     pub policy: Vec<Entry>,
@@ -94,13 +95,7 @@ fn whole(root: &mut Map<'_, '_>, path: &Path) -> Option<CosignerConfig> {
     let evm_share = share(root, "evm_share");
     let store = root.require("store", "Write store: {path: cosigner.db}, on a disk that is kept.");
     let store = store.and_then(|value| value.map("a mapping such as {path: cosigner.db}", path_of).flatten());
-    let audit = or(root.take("audit"), None, |value| {
-        value
-            .map("a mapping such as {dir: audit}", |map| {
-                map.require("dir", "Write the directory of the audit record.").and_then(|value| value.path())
-            })?
-            .map(Some)
-    });
+    let audit = audit::of_cosigner(root, store.as_deref());
     let policy = root.require("policy", "Write what may be signed: a list with network, pay_to and per_day.");
     let policy = policy.and_then(|value| policy_of(&value));
     let log = server::log_of(root);

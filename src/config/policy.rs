@@ -16,7 +16,7 @@ use super::Scheme;
 use super::money::Assets;
 use super::network::Families;
 use super::reader::{Complaint, Map, Value};
-use super::route::RoutePricing;
+use super::route::{RouteConfig, RoutePricing};
 use super::screening::{self, ScreeningConfig};
 use super::server::or;
 use super::value;
@@ -69,6 +69,8 @@ pub(super) struct Top {
     /// Whether a rule has a use for `zone`.
     zone_used: Cell<bool>,
     place: Option<usize>,
+    /// Where `payer_exposure_max` is.
+    exposure_line: Option<usize>,
 }
 
 /// What rules are checked against.
@@ -87,7 +89,9 @@ pub(super) fn read(root: &mut Map<'_, '_>, around: Around<'_>) -> Option<Top> {
 
 fn top(map: &mut Map<'_, '_>, around: Around<'_>, place: Option<usize>) -> Option<Top> {
     let shadow = or(map.take("shadow"), false, Value::boolean);
-    let exposure = or(map.take("payer_exposure_max"), None, |value| around.assets.limit(value).map(Some));
+    let exposure_value = map.take("payer_exposure_max");
+    let exposure_line = exposure_value.as_ref().map(|value| value.line);
+    let exposure = or(exposure_value, None, |value| around.assets.limit(value).map(Some));
     let screening = or(map.take("screening"), None, |value| {
         value.map("a mapping with file, service or both", screening::read).flatten().map(Some)
     });
@@ -101,6 +105,7 @@ fn top(map: &mut Map<'_, '_>, around: Around<'_>, place: Option<usize>) -> Optio
         zone: zone?,
         zone_used: used,
         place,
+        exposure_line,
     })
 }
 
@@ -193,13 +198,21 @@ impl Top {
     }
 
     /// Refuses what does nothing once all routes are read.
-    pub(super) fn check(&self, root: &Map<'_, '_>, any_policy: bool) {
+    pub(super) fn check(&self, root: &Map<'_, '_>, routes: &[RouteConfig]) {
         let Some(line) = self.place else { return };
         if self.zone.is_some() && !self.zone_used.get() {
             let remedy = "Leave it out.".to_owned();
             root.whole.cx.problem(line, "policy.time_zone".to_owned(), NO_USE_FOR_ZONE.to_owned(), remedy);
         }
-        if self.global.shadow && !any_policy {
+        let mut prices = routes.iter().flat_map(|route| route.pricing.prices());
+        if let Some(line) = self.exposure_line
+            && !prices.any(|price| price.scheme == Scheme::BatchSettlement)
+        {
+            let what = "does nothing: no route is paid by batch-settlement, and nothing else is ever at risk.";
+            let remedy = "Leave it out, or write batch-settlement in the schemes of a route.";
+            root.whole.cx.problem(line, "policy.payer_exposure_max".to_owned(), what.to_owned(), remedy.to_owned());
+        }
+        if self.global.shadow && routes.iter().all(|route| route.policy.is_none()) {
             let (what, remedy) = ("does nothing: there is no rule that it could hold for.", "Write a rule.");
             root.whole.cx.problem(line, "policy.shadow".to_owned(), what.to_owned(), remedy.to_owned());
         }

@@ -80,7 +80,7 @@ fn whole(root: &mut Map<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     };
     let routes = routes::read(root, &around);
     if let (Some(policy), Some(routes)) = (&policy, &routes) {
-        policy.check(root, routes.iter().any(|route| route.policy.is_some()));
+        policy.check(root, routes);
     }
     upstreams.check(root, routes.as_deref(), default, server.as_ref());
     let (networks, server) = (networks?, server?);

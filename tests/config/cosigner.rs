@@ -43,7 +43,7 @@ fn the_example_of_a_cosigner_means_what_it_says() {
     assert_eq!(config.share.unwrap().file, directory.path().join("shares/share-2.json"));
     assert_eq!(config.evm_share.unwrap().passphrase.expose(), "canary-of-the-environment");
     assert_eq!(config.store, directory.path().join("cosigner.db"));
-    assert_eq!(config.audit, Some(directory.path().join("audit")));
+    assert_eq!(config.audit, Some(directory.path().join("cosigner.audit")));
     let [solana, base] = config.policy.as_slice() else { panic!("two entries") };
     let EntryRules::Svm(rules) = &solana.rules else { panic!("a Solana network") };
     assert_eq!(rules.pay_to, [PAY_TO.parse().unwrap()]);
@@ -64,6 +64,29 @@ fn the_example_of_a_cosigner_means_what_it_says() {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
     assert!(CosignerConfig::is_meant(&project.join("cosigner.yaml")));
     assert!(!CosignerConfig::is_meant(&project.join("example.yaml")));
+}
+
+#[test]
+fn a_cosigner_keeps_an_audit_record_unless_it_is_told_not_to() {
+    let directory = directory();
+    let said = "audit:\n  dir: cosigner.audit               # made where it is not there\n";
+    let audit = |text: &str| {
+        let changed = EXAMPLE.replacen("path: cosigner.db", "path: kept/two.db", 1).replacen(said, text, 1);
+        assert!(!changed.contains("cosigner.audit  "), "{changed}");
+        cosigner(directory.path(), &changed).map(|config| config.audit).map_err(|problems| lines(&problems))
+    };
+    let beside = Some(directory.path().join("kept/two.audit"));
+    assert_eq!((audit(""), audit("audit: {}\n")), (Ok(beside.clone()), Ok(beside)), "beside the store");
+    assert_eq!(audit("audit: { dir: /var/record }\n"), Ok(Some("/var/record".into())));
+    assert_eq!(audit("audit: off\n"), Ok(None));
+    for (text, expected) in [
+        ("audit: on\n", "audit: \"on\" is not known here. Write off, or a mapping of keys."),
+        ("audit: { dir: tls/ca.pem }\n", "audit.dir: \"tls/ca.pem\" is a file."),
+        ("audit: { keep: 90d }\n", "audit.keep: is not a key."),
+    ] {
+        let told = audit(text).unwrap_err();
+        assert!(told.iter().any(|line| line.contains(expected)), "{text}{told:#?}");
+    }
 }
 
 /// No key is accepted that does nothing: with a value that no key can take, each line of the example is a problem.

@@ -193,12 +193,32 @@ fn a_price_is_paid_by_what_fits_it_on_each_network() {
 fn what_is_paid_by_no_channel_may_cost_more_than_a_payer_may_owe() {
     let costs = |schemes: &str, limit: &str| {
         let route = format!("{{path: /a, price: $1, schemes: {schemes}, metering: {{header: X}}}}");
-        let text = both(&format!("routes: [{route}]\npolicy: {{{limit}: $0.50}}"));
+        let channel = "{path: /b, price: $0.10, schemes: batch-settlement}";
+        let text = both(&format!("routes: [{route}, {channel}]\npolicy: {{{limit}: $0.50}}"));
         read_with(&text, example_directory().path()).map(|_| ()).map_err(|problems| problems.to_string())
     };
     assert_eq!(costs("upto", "payer_exposure_max"), Ok(()));
     assert!(costs("[upto, batch-settlement]", "payer_exposure_max").unwrap_err().contains("above payer_exposure_max"));
     assert!(costs("upto", "daily_limit").unwrap_err().contains("above daily_limit ($0.5"));
+}
+
+/// On either family: a metered request on Solana has a channel of its own, which holds all that it may cost.
+#[test]
+fn what_a_payer_may_owe_does_nothing_where_no_channel_owes() {
+    let read = |policy: &str, routes: &str| {
+        read_with(&both(&format!("{policy}\nroutes: [{routes}]")), example_directory().path())
+    };
+    let policy = "policy:\n  rate_limit: 1/s\n  payer_exposure_max: $5";
+    for routes in ["{path: /a, price: $1, schemes: upto, metering: {header: X}}", "{path: /a, free: true}"] {
+        let problems = read(policy, routes).map(|_| ()).unwrap_err();
+        let [problem] = problems.problems.as_slice() else { panic!("{problems}") };
+        let line = both(policy).lines().position(|line| line.contains("payer_exposure_max")).map(|line| line + 1);
+        assert_eq!(problem.line, line, "{problem}");
+        let told = "policy.payer_exposure_max: does nothing: no route is paid by batch-settlement, and nothing else is \
+                    ever at risk. Leave it out, or write batch-settlement in the schemes of a route.";
+        assert!(problem.to_string().contains(told), "{problem}");
+        assert!(read(policy, &format!("{routes}, {{path: /c, price: $1}}")).is_ok(), "{routes}");
+    }
 }
 
 #[test]

@@ -7,7 +7,11 @@
 mod evm_requests;
 #[path = "../support/signer_requests.rs"]
 mod signer_requests;
+#[path = "../end_to_end/support.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod support;
 
+mod approvals;
 mod faults;
 mod lies;
 mod limits;

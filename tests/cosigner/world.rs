@@ -58,12 +58,15 @@ pub fn keys() -> &'static Path {
     made.path()
 }
 
-fn file(directory: &Path, prefix: &str, number: u16) -> PathBuf {
+pub fn file(directory: &Path, prefix: &str, number: u16) -> PathBuf {
     directory.join(format!("{prefix}share-{number}.json"))
 }
 
+/// What the files of shares are encrypted with.
+pub const PASSPHRASE: &str = "correct horse battery";
+
 fn passphrase() -> Passphrase {
-    Passphrase::new("correct horse battery".to_owned())
+    Passphrase::new(PASSPHRASE.to_owned())
 }
 
 pub fn share(number: u16) -> KeyShare<Ed25519> {

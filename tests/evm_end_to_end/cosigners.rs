@@ -17,7 +17,7 @@ use turnpike::x402::Key;
 use super::ceremony::{ALL, Desk, Desks};
 use super::client::Payer;
 use super::node::Node;
-use super::support::{BINARY, Chain, PATIENCE, Process, address, balance, client, directory, rpc, wallet};
+use super::support::{BINARY, Chain, PATIENCE, Process, address, balance, client, directory, project, rpc, wallet};
 use super::world::{Client, FUNDS, Facilitator, RECEIVER, Shop};
 
 const ROUTES: &str = "
@@ -107,18 +107,49 @@ impl Machine {
         machine
     }
 
-    fn start(&mut self) {
-        let mut command = match &self.namespace {
+    /// A program on this machine: its process is that of the command.
+    fn command(&self, program: &str) -> Command {
+        match &self.namespace {
             Some(namespace) => {
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", &namespace.name, BINARY]);
+                command.args(["netns", "exec", &namespace.name, program]);
                 command
             }
-            None => Command::new(BINARY),
-        };
-        let process = Process::start(command.arg("cosigner").arg(&self.file));
+            None => Command::new(program),
+        }
+    }
+
+    fn start(&mut self) {
+        let process = Process::start(self.command(BINARY).arg("cosigner").arg(&self.file));
         process.wait_for("the cosigner to be ready", |line| line.contains("the cosigner is ready").then_some(()));
         self.process = Some(process);
+    }
+
+    /// Puts a server with the cosigner's certificate and key in its place, which answers every call with garbage of a kind
+    /// (`garbage.py`).
+    fn garble(&mut self, kind: &str) {
+        self.kill();
+        let tls = self.file.with_file_name("tls");
+        let mut command = self.command("python3");
+        command.arg(project("tests/evm_end_to_end/garbage.py")).arg(&self.address);
+        command.arg(tls.join(format!("{}.pem", self.name))).arg(tls.join(format!("{}.key", self.name)));
+        let process = Process::start(command.arg(tls.join("ca.pem")).arg(kind));
+        process.wait_for("the garbage to be ready", |line| (line == "ready").then_some(()));
+        self.process = Some(process);
+    }
+
+    /// Stops the process where it stands: connections stay, and what is sent is taken and not answered.
+    async fn stop(&self) {
+        let process = self.process.as_ref().unwrap();
+        process.signal("-STOP");
+        let stat = format!("/proc/{}/stat", process.child.id());
+        // `pid (name) state …`.
+        let stopped = || std::fs::read_to_string(&stat).unwrap().rsplit_once(") ").unwrap().1.starts_with('T');
+        until("the cosigner is stopped", async || stopped()).await;
+    }
+
+    fn go_on(&self) {
+        self.process.as_ref().unwrap().signal("-CONT");
     }
 
     fn kill(&mut self) {
@@ -135,8 +166,17 @@ impl Machine {
     fn mend(&self) {
         match &self.namespace {
             Some(namespace) => namespace.carrier("up"),
-            None => self.process.as_ref().unwrap().signal("-CONT"),
+            None => self.go_on(),
         }
+    }
+}
+
+/// Waits for a state.
+async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !reached().await {
+        assert!(Instant::now() < patience, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -232,6 +272,17 @@ impl Scene {
     async fn admin(&self, path: &str) -> String {
         self.shop.turnpike.admin(http::Method::GET, path).await.1
     }
+
+    /// The value of a metric of a cosigner, whose name is the last label.
+    async fn metric(&self, of: &Machine, metric: &str) -> u64 {
+        let metrics = self.admin("/metrics").await;
+        let line = format!("{metric}name=\"{}\"}} ", of.name);
+        metrics.lines().find_map(|it| it.strip_prefix(&line)?.parse().ok()).unwrap_or(0)
+    }
+
+    async fn is_up(&self, machine: &Machine) -> bool {
+        self.metric(machine, "turnpike_cosigner_up{").await == 1
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,6 +349,53 @@ async fn three_machines_settle_through_the_loss_of_any_one_and_wait_for_two() {
     let paid = calls * PRICE;
     assert_eq!(scene.shop.balances(scene.payer.address()).await, [FUNDS - paid, paid, 0]);
     assert_eq!(balance(&scene.chain.url, &scene.solana.address()).await, FUNDS - paid);
+}
+
+/// One that is slow and one that answers garbage with its own certificate are found out while calls are settled: each is
+/// named, the other signs in its place, and what was wrong is over when it is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_slow_and_one_that_answers_garbage_are_left_out_and_named() {
+    let (scene, mut machines) = Scene::open(&[2, 3], "").await;
+    let mut evm = scene.shop.client(&scene.payer, &json!({ "deposit": "50000" }));
+    let mut calls = 0;
+    scene.earns(&mut evm, &mut calls, "both are there").await;
+    for machine in &machines {
+        machine.stop().await;
+        // All of it within the deadline of a signature: one that is above it is a failure of the settlement.
+        scene.earns(&mut evm, &mut calls, &format!("{} is slow, and not known to be", machine.name)).await;
+        until("the slow one is named", async || !scene.is_up(machine).await).await;
+        assert!(scene.metric(machine, "turnpike_cosigner_faults_total{fault=\"unreachable\",").await > 0);
+        let health = scene.admin("/health").await;
+        let told = format!("{}: cannot be reached: no answer within 4000 ms", machine.name);
+        assert!(health.contains(&told), "{health}");
+        scene.earns(&mut evm, &mut calls, &format!("{} is slow", machine.name)).await;
+        machine.go_on();
+        until("the slow one is back", async || scene.is_up(machine).await).await;
+    }
+
+    for (kind, fault, place) in
+        [("nonsense", "unreachable", 0), ("cut", "unreachable", 1), ("random", "lied", 0), ("random", "lied", 1)]
+    {
+        let machine = &mut machines[place];
+        let faults = format!("turnpike_cosigner_faults_total{{fault=\"{fault}\",");
+        let before = scene.metric(machine, &faults).await;
+        machine.garble(kind);
+        scene.earns(&mut evm, &mut calls, &format!("{} answers {kind}, and is not known to", machine.name)).await;
+        machine.process.as_ref().unwrap().wait_for("an answer", |line| (line == "answered").then_some(()));
+        until("garbage is named", async || scene.metric(machine, &faults).await > before).await;
+        until("it counts as gone", async || !scene.is_up(machine).await).await;
+        scene.earns(&mut evm, &mut calls, &format!("{} answers {kind}", machine.name)).await;
+        machine.kill();
+        machine.start();
+        until("the real one is back", async || scene.is_up(machine).await).await;
+    }
+    // Who has lied is asked last for a while, whatever it says since.
+    for machine in &machines {
+        let health = scene.admin("/health").await;
+        assert!(health.contains(&format!("{}: put aside", machine.name)), "{health}");
+        assert!(!machine.file.with_extension("bans").exists(), "garbage bans nobody");
+    }
+    scene.earns(&mut evm, &mut calls, "both are back, and both are put aside").await;
 }
 
 /// What the three holders of a key's shares have; `prefix` is the key's.

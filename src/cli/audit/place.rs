@@ -1,7 +1,8 @@
 //! Where a record is, and what is known beside it: the keys that sign it and the place that the ledger stands on.
 //!
 //! A directory is taken as it is. A configuration names the directory, its share files hold the public keys in the
-//! clear, and its ledger's file says where it stands; nothing here needs a passphrase or writes anything.
+//! clear, and its ledger's file says where it stands; a cosigner's names the directory alone, as nobody signs its head.
+//! Nothing here needs a passphrase or writes anything.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use crate::audit::Position;
 use crate::audit::checkpoint::Keys;
 use crate::audit::log::folder::LOCK;
 use crate::config::Config;
+use crate::config::cosigner::CosignerConfig;
 use crate::ledger::sqlite;
 use crate::signer::ecdsa;
 use crate::signer::keystore::{self, AnyPublicPart};
@@ -31,10 +33,15 @@ impl Place {
         if place.is_dir() {
             return Ok(Self { directory: place.to_owned(), keys: Keys::default(), holds: None });
         }
+        let nowhere =
+            || Failure::unusable(format_args!("{} names no audit record that stays (audit.dir)", place.display()));
+        if CosignerConfig::is_meant(place) {
+            let (config, _) = CosignerConfig::load(place, &super::super::environment).map_err(Failure::unusable)?;
+            let directory = config.audit.ok_or_else(nowhere)?;
+            return Ok(Self { directory, keys: Keys::default(), holds: None });
+        }
         let (config, _) = Config::load(place, &super::super::environment).map_err(Failure::unusable)?;
-        let directory = config.audit.as_ref().and_then(|audit| audit.dir.clone()).ok_or_else(|| {
-            Failure::unusable(format_args!("{} names no audit record that stays (audit.dir)", place.display()))
-        })?;
+        let directory = config.audit.as_ref().and_then(|audit| audit.dir.clone()).ok_or_else(nowhere)?;
         let holds = match config.store.as_deref().filter(|store| store.exists()) {
             Some(store) => sqlite::stands_on(store).map_err(Failure::unusable)?,
             None => None,
