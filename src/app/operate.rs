@@ -23,7 +23,7 @@ use crate::telemetry::{Telemetry, amount_value};
 /// What settling on demand did.
 #[derive(Clone, Debug, Default)]
 pub struct Settled {
-    /// A line for each batch.
+    /// A line for each batch, up to a thousand of a network's.
     pub lines: Vec<String>,
     /// How many channels or batches are in trouble.
     pub failures: usize,
@@ -136,14 +136,14 @@ impl Sums {
 }
 
 fn svm_parts(account: &Account, parts: &mut Vec<Part>) {
-    let held = account.settlement.status().held;
+    let held = account.settlement.held();
     parts.push(Part { name: "signer", vital: false, state: account.signer.health() });
     parts.push(Part { name: "chain", vital: false, state: endpoints_state(&account.rpc.health()) });
     parts.push(Part { name: "settlement", vital: false, state: held.map_or(Ok(()), Err) });
 }
 
 fn evm_parts(account: &EvmAccount, parts: &mut Vec<Part>) {
-    let held = account.settlement.status().held;
+    let held = account.settlement.held();
     parts.push(Part { name: "evm signer", vital: false, state: account.signer.health() });
     parts.push(Part { name: "evm chain", vital: false, state: account.chain_state() });
     if let Some(state) = account.facilitator_state() {
@@ -185,10 +185,12 @@ pub(super) async fn settle_all(accounts: &Accounts) -> Settled {
 
 async fn settle_svm(account: &Account, settled: &mut Settled) {
     let report = account.settlement.settle_now(&Filter::All).await;
-    for batch in &report.batches {
+    for batch in report.batches.iter() {
         settled.lines.push(batch_line(batch, &account.seller));
     }
-    settled.failures = settled.failures.saturating_add(report.stuck.len()).saturating_add(report.unknown());
+    settled.left_off(report.batches.left_off());
+    let failures = [report.unknown(), report.stuck.len(), report.stuck_left_off];
+    settled.failures = failures.into_iter().fold(settled.failures, usize::saturating_add);
     for stuck in &report.stuck {
         settled
             .lines
@@ -199,7 +201,7 @@ async fn settle_svm(account: &Account, settled: &mut Settled) {
 
 async fn settle_evm(account: &EvmAccount, settled: &mut Settled) {
     let report = account.settlement.settle_now(&None).await;
-    for batch in &report.batches {
+    for batch in report.batches.iter() {
         // A payout that found nothing is no news.
         if let settlement::Outcome::Confirmed { moved } = &batch.outcome
             && moved.is_zero()
@@ -208,11 +210,10 @@ async fn settle_evm(account: &EvmAccount, settled: &mut Settled) {
         }
         let seller = account.sellers.iter().find(|seller| seller.token == batch.token);
         settled.lines.push(evm_batch_line(batch, seller.or(account.sellers.first())));
-        if matches!(batch.outcome, settlement::Outcome::Unknown { .. }) {
-            settled.failures = settled.failures.saturating_add(1);
-        }
     }
-    settled.failures = settled.failures.saturating_add(report.stuck.len());
+    settled.left_off(report.batches.left_off());
+    let failures = [report.batches.ends().unknown, report.stuck.len(), report.stuck_left_off];
+    settled.failures = failures.into_iter().fold(settled.failures, usize::saturating_add);
     for (channel, error) in &report.stuck {
         settled.lines.push(format!("channel {channel} waits after a failure: {error}"));
     }
@@ -220,6 +221,13 @@ async fn settle_evm(account: &EvmAccount, settled: &mut Settled) {
 }
 
 impl Settled {
+    /// Says how many batches no line is about.
+    fn left_off(&mut self, batches: usize) {
+        if batches > 0 {
+            self.lines.push(format!("and {batches} batch(es) more"));
+        }
+    }
+
     fn held(&mut self, held: Option<&str>) {
         if let Some(why) = held {
             self.lines.push(format!("nothing new is started: {why}"));

@@ -22,7 +22,7 @@ use super::channel::{BidOf, Channel, ChannelOf, ChannelTerms, Family, Voucher};
 use super::payers::Payers;
 use super::purse::Purse;
 use super::queue::Queue;
-use super::store::{ChannelRecord, RecordOf};
+use super::store::{ChannelRecord, Glance, GlanceOf, RecordOf};
 use super::{CloseGuard, Exposure, Limits, Refused, Reservation};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
@@ -154,6 +154,18 @@ impl<F: Family> Slot<F> {
     /// The channel as others see it.
     pub(super) fn record(&self) -> RecordOf<F> {
         ChannelRecord::of(self.terms.clone(), &self.channel())
+    }
+
+    /// The channel in passing.
+    fn glance(&self) -> GlanceOf<'_, F> {
+        Glance {
+            terms: &self.terms,
+            on_chain: &self.on_chain,
+            charged: self.charged,
+            signed: self.signature.is_some().then_some(self.signed),
+            unclaimed_since: self.has_unclaimed.then_some(self.unclaimed_since),
+            closed: self.closed,
+        }
     }
 
     /// What is going on, if anything.
@@ -350,6 +362,19 @@ impl<F: Family> Book<F> {
             drop(shard);
             records.iter().for_each(&mut *visit);
             records.clear();
+        }
+    }
+
+    /// Looks at every known channel in passing. `pick` runs under a shard's lock; what it picks of a shard is handed to
+    /// `take` once the lock is given back.
+    pub(super) fn glance<T>(&self, pick: &mut dyn FnMut(GlanceOf<'_, F>) -> Option<T>, take: &mut dyn FnMut(T)) {
+        let mut picked = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let known = shard.slots.iter().filter(|slot| slot.known);
+            picked.extend(known.filter_map(|slot| pick(slot.glance())));
+            drop(shard);
+            picked.drain(..).for_each(&mut *take);
         }
     }
 

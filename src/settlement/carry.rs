@@ -180,6 +180,9 @@ impl Settlement {
             state.confirmed = state.confirmed.saturating_add(1);
             state.last_error = None;
         }
+        for (channel, _) in &batch.lines {
+            self.note(channel);
+        }
         let took: Duration = [timings.sign, timings.journal, timings.confirm, timings.reconcile].iter().sum();
         self.observer.confirmed(&batch, moved, took);
         tracing::info!(batch = batch.id, kind = ?batch.kind, channels = batch.lines.len(), %moved,

@@ -86,6 +86,9 @@ impl Settlement {
                 let started_closing =
                     on_chain.status == ChannelStatus::Closing && record.on_chain.status == ChannelStatus::Open;
                 self.ledger.observe(id, on_chain).await?;
+                if on_chain.status == ChannelStatus::Closing {
+                    self.note(id);
+                }
                 if started_closing {
                     tracing::warn!(channel = %id, at_risk = %unclaimed(record), "a payer is closing a channel; it is sealed");
                     self.wake.notify_one();

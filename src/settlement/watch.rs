@@ -75,14 +75,17 @@ impl Settlement {
         let busy: HashSet<Key> =
             self.ledger.open_batches().iter().flat_map(|batch| batch.lines.iter().map(|(key, _)| *key)).collect();
         let mut oldest: BinaryHeap<(UnixMillis, Key)> = BinaryHeap::new();
-        self.ledger.for_each(&mut |record| {
-            if self.is_ours(record) && !busy.contains(&record.terms.id) {
-                oldest.push((record.on_chain.read_at, record.terms.id));
-                if oldest.len() > self.options.watch_channels_max {
-                    oldest.pop();
+        self.ledger.glance(
+            |channel| self.is_ours(channel).then_some((channel.on_chain.read_at, channel.terms.id)),
+            |(read_at, id)| {
+                if !busy.contains(&id) {
+                    oldest.push((read_at, id));
+                    if oldest.len() > self.options.watch_channels_max {
+                        oldest.pop();
+                    }
                 }
-            }
-        });
+            },
+        );
         let keys: Vec<Key> = oldest.into_sorted_vec().into_iter().map(|(_, key)| key).collect();
         self.refresh(&keys).await
     }
