@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::background::Background;
 use super::evm::EvmAccount;
 use super::{Account, Accounts, audit, observe};
 use crate::admin::{Admin, Part};
@@ -29,15 +30,20 @@ pub struct Settled {
     pub failures: usize,
 }
 
+/// What operators see and start.
+pub(super) struct Operated<'a> {
+    pub(super) telemetry: &'a Arc<Telemetry>,
+    pub(super) ledger: &'a Arc<Ledger>,
+    pub(super) evm: Option<&'a Arc<Ledger<Evm>>>,
+    pub(super) accounts: &'a Arc<Accounts>,
+    pub(super) background: &'a Background,
+    pub(super) config: &'a Config,
+    pub(super) log: Option<&'a Arc<AuditLog>>,
+}
+
 /// The admin side of a merchant.
-pub(super) fn admin(
-    telemetry: &Arc<Telemetry>,
-    ledger: &Arc<Ledger>,
-    evm: Option<&Arc<Ledger<Evm>>>,
-    accounts: &Arc<Accounts>,
-    config: &Config,
-    log: Option<&Arc<AuditLog>>,
-) -> Admin {
+pub(super) fn admin(operated: Operated<'_>) -> Admin {
+    let Operated { telemetry, ledger, evm, accounts, background, config, log } = operated;
     telemetry.exposure_max.set(amount_value(config.settlement.exposure_max));
     let refresh = {
         let (telemetry, ledger, evm) = (Arc::clone(telemetry), Arc::clone(ledger), evm.cloned());
@@ -76,12 +82,12 @@ pub(super) fn admin(
         }
     };
     let settle = {
-        let (accounts, log) = (Arc::clone(accounts), log.cloned());
+        let (accounts, background, log) = (Arc::clone(accounts), background.clone(), log.cloned());
         move || -> crate::admin::Settled {
-            let (accounts, log) = (Arc::clone(&accounts), log.clone());
+            let (accounts, background, log) = (Arc::clone(&accounts), background.clone(), log.clone());
             Box::pin(async move {
                 audit::admin(log.as_ref(), "settle").await.map_err(|error| error.to_string())?;
-                let settled = settle_all(&accounts).await;
+                let settled = settle_all(&accounts, &background).await;
                 let lines: Vec<Value> = settled.lines.iter().map(|line| json!(line)).collect();
                 Ok(json!({ "lines": lines, "failures": settled.failures }))
             })
@@ -168,15 +174,21 @@ pub(super) fn endpoints_state(endpoints: &[EndpointHealth]) -> Result<(), String
     Err(format!("no endpoint answers: {}", names.join(", ")))
 }
 
-/// Settles what is owed now, on every network.
-pub(super) async fn settle_all(accounts: &Accounts) -> Settled {
-    let mut settled = Settled::default();
-    for account in &accounts.svm {
-        settle_svm(account, &mut settled).await;
-    }
-    for account in &accounts.evm {
-        settle_evm(account, &mut settled).await;
-    }
+/// Settles what is owed now, on every network, where settlement runs.
+pub(super) async fn settle_all(accounts: &Arc<Accounts>, background: &Background) -> Settled {
+    let accounts = Arc::clone(accounts);
+    let settled = background.spawn(async move {
+        let mut settled = Settled::default();
+        for account in &accounts.svm {
+            settle_svm(account, &mut settled).await;
+        }
+        for account in &accounts.evm {
+            settle_evm(account, &mut settled).await;
+        }
+        settled
+    });
+    let failed = |error| Settled { lines: vec![format!("settlement broke off: {error}")], failures: 1 };
+    let mut settled = settled.await.unwrap_or_else(failed);
     if settled.lines.is_empty() {
         settled.lines.push("nothing is owed".into());
     }

@@ -210,6 +210,7 @@ mod tests {
 
     use super::super::testing::{record, seller};
     use super::*;
+    use crate::ledger::store::ChannelRecord;
 
     const DELAY: i64 = 900;
 
