@@ -129,8 +129,8 @@ struct State {
     last_sweep: UnixMillis,
     sweeping: bool,
     found: Found,
-    /// When payouts were looked into last.
-    paid_out_at: Option<UnixMillis>,
+    /// When payouts were looked into last; in the beginning, when this was made.
+    paid_out_at: UnixMillis,
     /// How far each token is paid out.
     payouts: HashMap<Address, Payout>,
     /// Open batches that were asked for, by number.
@@ -185,7 +185,7 @@ impl EvmSettlement {
             last_sweep: parts.clock.now(),
             sweeping: false,
             found: Found::new(options.backlog_channels_max),
-            paid_out_at: None,
+            paid_out_at: parts.clock.now(),
             // A crash may have come between a claim and its payout: every token is looked at once.
             payouts: HashMap::new(),
             asked: HashMap::new(),

@@ -44,7 +44,7 @@ impl EvmSettlement {
     pub(super) async fn pay_out(&self, report: &mut EvmReport) {
         let claimed = self.claimed();
         report.looks = report.looks.saturating_add(1);
-        self.state.lock().paid_out_at = Some(self.parts.clock.now());
+        self.state.lock().paid_out_at = self.parts.clock.now();
         for seller in &self.options.sellers {
             let claimed = claimed.get(&seller.token).copied().unwrap_or(Amount::ZERO);
             let due = self.may_owe(seller.token, claimed) && self.may_look(seller.token);
@@ -87,7 +87,7 @@ impl EvmSettlement {
     /// Whether it was long enough ago that anything was paid out to do so though there is more to claim.
     pub(super) fn may_pay_out_between(&self) -> bool {
         let now = self.parts.clock.now();
-        self.state.lock().paid_out_at.is_none_or(|at| now.since(at) >= self.options.tick)
+        now.since(self.state.lock().paid_out_at) >= self.options.tick
     }
 
     /// Of how many tokens something may be claimed and not paid out.
