@@ -286,6 +286,30 @@ async fn the_largest_are_claimed_first_over_all_rounds() {
     world.assert_tied(300).await;
 }
 
+#[tokio::test]
+async fn a_closing_payer_is_seen_among_many_idle_channels() {
+    let world = World::with_channels(60).await;
+    let settlement = world.settlement(|options| options.watch_channels_max = 8);
+    // All but three are settled, and were read last later than these.
+    let few: std::collections::HashSet<Key> = (0..3).map(|number| terms(&world.seller, number).id).collect();
+    let rest = (3..60).map(|number| terms(&world.seller, number).id).collect();
+    settlement.settle_now(&Filter::Channels(rest)).await;
+    for id in &few {
+        world.clock.advance(Duration::from_secs(1));
+        world.ledger.observe(id, world.on_chain(id).await).await.unwrap();
+    }
+    world.clock.advance(Duration::from_secs(1));
+    let closing = world.request_close(2);
+    settlement.watch().await.unwrap();
+    assert_eq!(world.ledger.channel(&closing).unwrap().on_chain.status, ChannelStatus::Closing);
+    let now = world.clock.now();
+    let read = |id: &Key| world.ledger.channel(id).unwrap().on_chain.read_at == now;
+    assert!(few.iter().all(read), "what is owed on is read first");
+    let mut read_now = 0;
+    world.ledger.glance(|channel| (channel.on_chain.read_at == now).then_some(()), |()| read_now += 1);
+    assert_eq!(read_now, 8, "and of the others as many as there is room for");
+}
+
 /// How many rounds it takes until a channel is sealed.
 async fn rounds_until_sealed(settlement: &Settlement, channel: &Key) -> usize {
     for round in 1..100 {
