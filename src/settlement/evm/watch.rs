@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::super::reconcile::side_by_side;
 use super::EvmSettlement;
 use super::plan;
 use crate::clock::UnixMillis;
@@ -96,17 +97,19 @@ impl EvmSettlement {
         let records: Vec<_> = ids.iter().filter_map(|id| ledger.channel(id)).collect();
         let readings = self.parts.channels.read(&records).await?;
         let mut told = HashSet::new();
+        let mut observed = Vec::new();
         for (record, reading) in records.iter().zip(readings) {
             let id = record.terms.id;
             match reading {
-                Some(on_chain) => {
-                    ledger.observe(&id, on_chain).await?;
-                    told.insert(id);
-                    self.state.lock().untold.remove(&id);
-                }
+                Some(on_chain) => observed.push(async move { ledger.observe(&id, on_chain).await.map(|()| id) }),
                 None => drop(self.state.lock().untold.insert(id, asked_at)),
             }
         }
+        let took_up = |id| {
+            self.state.lock().untold.remove(&id);
+            told.insert(id);
+        };
+        side_by_side(observed, took_up).await?;
         Ok(told)
     }
 }
