@@ -242,7 +242,8 @@ fn weight(c: &mut Criterion) {
     group.sample_size(10).bench_function("nothing", |b| {
         if !told.replace(true) {
             let svm = |number: u64| (terms(number.wrapping_mul(0x9E37_79B9_7F4A_7C15)), on_chain(1000, 0));
-            weigh::<Svm>("Solana", svm);
+            // Kept, so that the other one does not move into the memory that it leaves.
+            let _solana = weigh::<Svm>("Solana", svm);
             let seller = evm_seller();
             let evm = move |number: u64| {
                 let (mut payer, mut salt) = ([1; 20], [2; 32]);
@@ -252,14 +253,14 @@ fn weight(c: &mut Criterion) {
                 let on_chain = EvmOnChain { balance: 1000_u64.into(), ..EvmOnChain::none(UnixMillis(1)) };
                 (terms, on_chain)
             };
-            weigh::<Evm>("EVM", evm);
+            let _evm = weigh::<Evm>("EVM", evm);
         }
         b.iter(|| ());
     });
     group.finish();
 }
 
-fn weigh<F: Family>(name: &str, channel: impl Fn(u64) -> (F::Terms, F::OnChain)) {
+fn weigh<F: Family>(name: &str, channel: impl Fn(u64) -> (F::Terms, F::OnChain)) -> Arc<Ledger<F>> {
     let store: Arc<dyn Store<F>> = Arc::new(MemoryStore::new());
     let ledger = runtime().block_on(Ledger::open(store, Arc::new(SystemClock), Limits::default())).unwrap();
     let before = resident();
@@ -270,6 +271,7 @@ fn weigh<F: Family>(name: &str, channel: impl Fn(u64) -> (F::Terms, F::OnChain))
     let bytes = resident().saturating_sub(before) / MANY;
     assert_eq!(ledger.counts().0, usize::try_from(MANY).unwrap());
     println!("{bytes} bytes of resident memory for each idle channel on {name}");
+    ledger
 }
 
 fn evm_seller() -> Arc<EvmSeller> {

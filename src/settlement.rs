@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch as flag};
+use tokio::sync::{Notify, Semaphore, watch as flag};
 
 pub use self::report::{BatchReport, NoObserver, Observer, Outcome, Report, Status, Stuck, Timings};
 pub use self::run::Halt;
@@ -170,6 +170,8 @@ pub struct Settlement {
     state: Mutex<State>,
     /// Rounds take turns.
     turn: tokio::sync::Mutex<()>,
+    /// Turns to write.
+    writes: Semaphore,
     /// Something has become due that does not wait for the tick.
     wake: Notify,
     stop: flag::Sender<bool>,
@@ -211,6 +213,7 @@ impl Settlement {
             observer,
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::new(()),
+            writes: Semaphore::new(reconcile::WRITES_AT_ONCE_MAX),
             wake: Notify::new(),
             stop: flag::Sender::new(false),
         }

@@ -24,8 +24,8 @@ use crate::x402::Key;
 
 /// How many channels are read at once.
 pub(super) const READ_CHANNELS: usize = 1_000;
-/// How many channels' readings are made durable at once. Not so many that a request's charge waits for them.
-const WRITES_AT_ONCE_MAX: usize = 16;
+/// How much a settlement makes durable at once, over all its batches: a request's charge waits for what shares its flush.
+pub(super) const WRITES_AT_ONCE_MAX: usize = 8;
 
 /// Makes readings durable, some side by side, so that they share a flush of the ledger's store. Ends with the first error;
 /// what was begun by then is carried through.
@@ -95,6 +95,19 @@ impl Settlement {
         Ok(())
     }
 
+    /// Takes up what the chain says of a channel, when its turn to write comes.
+    async fn observe(&self, id: &Key, on_chain: OnChain) -> Result<(), StoreError> {
+        // Never closed; and if it were, a write too many does no harm.
+        let _turn = self.writes.acquire().await;
+        self.ledger.observe(id, on_chain).await
+    }
+
+    /// Journals a batch, when its turn to write comes.
+    pub(super) async fn journal(&self, batch: BatchRecord) -> Result<(), StoreError> {
+        let _turn = self.writes.acquire().await;
+        self.ledger.journal_batch(batch).await
+    }
+
     async fn take_up_account(
         &self,
         key: &Key,
@@ -117,7 +130,7 @@ impl Settlement {
                 self.state.lock().gone.remove(id);
                 let started_closing =
                     on_chain.status == ChannelStatus::Closing && record.on_chain.status == ChannelStatus::Open;
-                self.ledger.observe(id, on_chain).await?;
+                self.observe(id, on_chain).await?;
                 if on_chain.status == ChannelStatus::Closing {
                     self.note(id);
                 }
@@ -222,7 +235,7 @@ impl Settlement {
             read_at,
             ..record.on_chain
         };
-        self.ledger.observe(&record.terms.id, end).await?;
+        self.observe(&record.terms.id, end).await?;
         self.note_loss(&record.terms.id, record.charged.saturating_sub(claimed));
         self.forget(&record.terms.id).await
     }
