@@ -5,13 +5,14 @@
 //! - `flush`: charges made durable by SQLite, one after the other and 64 at once, without and with an audit record that
 //!   is told of them first; the disk decides. `TMPDIR` says which.
 //! - `restore`: a million channels from a file, and what each then weighs.
+//! - `weight`: what an idle channel weighs in memory, of a million, on Solana and on EVM networks.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program for people, run by hand")]
 
 #[path = "../tests/support/ledger.rs"]
 mod support;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,13 +22,18 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use support::{entry, on_chain, terms, voucher};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
+use turnpike::amount::Asset;
 use turnpike::audit::Recorder;
 use turnpike::audit::log::{AuditLog, Options};
 use turnpike::clock::{SystemClock, UnixMillis};
+use turnpike::ledger::channel::{ChainState, Evm, EvmOnChain, Family, Svm};
 use turnpike::ledger::memory::MemoryStore;
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
 use turnpike::ledger::store::{ChannelRecord, Store, Write};
 use turnpike::ledger::{Entry, Ledger, Limits};
+use turnpike::scheme::evm::eip712::Domain;
+use turnpike::scheme::evm::{EvmSeller, EvmTerms, TransferMethod};
+use turnpike::x402::evm::{Address, B256};
 
 const MANY: u64 = 1_000_000;
 
@@ -171,7 +177,7 @@ fn fill(path: &Path) {
                     last_used: UnixMillis(1),
                     closed: false,
                 };
-                Write::<turnpike::ledger::channel::Svm>::Channel(Box::new(record))
+                Write::<Svm>::Channel(Box::new(record))
             });
             store.write(writes.collect()).await.unwrap();
         }
@@ -217,8 +223,11 @@ fn restore(c: &mut Criterion) {
                 ledger.for_each(&mut |_| seen += 1);
                 let visit = start.elapsed();
                 let start = Instant::now();
+                ledger.glance(|channel| channel.closed.then_some(()), |()| ());
+                let glance = start.elapsed();
+                let start = Instant::now();
                 black_box(ledger.exposure());
-                println!("{seen} visited in {visit:?}, exposure in {:?}", start.elapsed());
+                println!("{seen} visited in {visit:?}, glanced at in {glance:?}, exposure in {:?}", start.elapsed());
             }
             took
         });
@@ -226,5 +235,60 @@ fn restore(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, charge, flush, restore);
+/// Not timed: a million channels are taken up as if the chain had them, and the memory is looked at.
+fn weight(c: &mut Criterion) {
+    let mut group = c.benchmark_group("weight");
+    let told = Cell::new(false);
+    group.sample_size(10).bench_function("nothing", |b| {
+        if !told.replace(true) {
+            let svm = |number: u64| (terms(number.wrapping_mul(0x9E37_79B9_7F4A_7C15)), on_chain(1000, 0));
+            // Kept, so that the other one does not move into the memory that it leaves.
+            let _solana = weigh::<Svm>("Solana", svm);
+            let seller = evm_seller();
+            let evm = move |number: u64| {
+                let (mut payer, mut salt) = ([1; 20], [2; 32]);
+                payer[..8].copy_from_slice(&number.to_be_bytes());
+                salt[..8].copy_from_slice(&number.to_be_bytes());
+                let terms = EvmTerms::derive(Arc::clone(&seller), Address(payer), Address(payer), B256(salt));
+                let on_chain = EvmOnChain { balance: 1000_u64.into(), ..EvmOnChain::none(UnixMillis(1)) };
+                (terms, on_chain)
+            };
+            let _evm = weigh::<Evm>("EVM", evm);
+        }
+        b.iter(|| ());
+    });
+    group.finish();
+}
+
+fn weigh<F: Family>(name: &str, channel: impl Fn(u64) -> (F::Terms, F::OnChain)) -> Arc<Ledger<F>> {
+    let store: Arc<dyn Store<F>> = Arc::new(MemoryStore::new());
+    let ledger = runtime().block_on(Ledger::open(store, Arc::new(SystemClock), Limits::default())).unwrap();
+    let before = resident();
+    for number in 0..MANY {
+        let (terms, on_chain) = channel(number);
+        ledger.adopt(terms, on_chain);
+    }
+    let bytes = resident().saturating_sub(before) / MANY;
+    assert_eq!(ledger.counts().0, usize::try_from(MANY).unwrap());
+    println!("{bytes} bytes of resident memory for each idle channel on {name}");
+    ledger
+}
+
+fn evm_seller() -> Arc<EvmSeller> {
+    Arc::new(EvmSeller {
+        network: "eip155:84532".parse().unwrap(),
+        chain_id: 84_532,
+        asset: Arc::new(Asset { address: "0x70".into(), symbol: "USDC".into(), decimals: 6 }),
+        token: Address([0x70; 20]),
+        token_name: "USDC".into(),
+        token_version: "2".into(),
+        transfer_method: TransferMethod::Eip3009,
+        pay_to: Address([0xA0; 20]),
+        receiver_authorizer: Address([0xA1; 20]),
+        withdraw_delay: 86_400,
+        domain: Domain::batch_settlement(84_532),
+    })
+}
+
+criterion_group!(benches, charge, flush, restore, weight);
 criterion_main!(benches);

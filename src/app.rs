@@ -6,6 +6,7 @@
 //! the deadline cuts this short: what was promised is in the store.
 
 mod audit;
+mod background;
 mod evm;
 mod observe;
 mod operate;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use self::audit::Notary;
+use self::background::Background;
 use self::evm::EvmAccount;
 pub use self::operate::Settled;
 pub use self::running::Running;
@@ -93,6 +95,7 @@ pub struct Merchant {
     gate: Arc<Gate>,
     layer: TurnpikeLayer,
     accounts: Arc<Accounts>,
+    background: Background,
     sandbox: Option<Sandbox>,
     drain_within: Duration,
     stop: watch::Sender<bool>,
@@ -187,7 +190,8 @@ impl Merchant {
 
         let accounts = Arc::new(accounts);
         let (stop, stopping) = watch::channel(false);
-        let loops = spawn_settlements(&accounts, &stopping);
+        let background = Background::start().start("settlement")?;
+        let loops = spawn_settlements(&accounts, &background, &stopping);
         let notary = config
             .audit
             .as_ref()
@@ -195,7 +199,15 @@ impl Merchant {
             .map(|(audit, log)| Arc::new(Notary::new(Arc::clone(log), Arc::clone(&clock), audit, &accounts)));
         let notaries = notary.iter().map(|notary| tokio::spawn(Arc::clone(notary).run(stopping.clone())));
         let loops = loops.into_iter().chain(notaries).collect();
-        let admin = operate::admin(&telemetry, &ledger, evm_ledger.as_ref(), &accounts, config, log.as_ref());
+        let admin = operate::admin(operate::Operated {
+            telemetry: &telemetry,
+            ledger: &ledger,
+            evm: evm_ledger.as_ref(),
+            accounts: &accounts,
+            background: &background,
+            config,
+            log: log.as_ref(),
+        });
         let admin_address = admin.listen(config.admin.listen, stopped(stopping)).await.start("admin.listen")?;
         Ok(Self {
             admin_address,
@@ -204,6 +216,7 @@ impl Merchant {
             gate,
             layer,
             accounts,
+            background,
             sandbox,
             drain_within: config.timeouts.drain,
             stop,
@@ -249,9 +262,9 @@ impl Merchant {
         self.accounts.svm.first().map(|account| account.signer.public_key()).unwrap_or_default()
     }
 
-    /// Settles what is owed now, on every network; a line for each batch.
+    /// Settles what is owed now, on every network.
     pub async fn settle_now(&self) -> Settled {
-        operate::settle_all(&self.accounts).await
+        operate::settle_all(&self.accounts, &self.background).await
     }
 
     /// Stops in order, once no more requests come: what goes on behind answered ones is waited for, then settlement
@@ -284,14 +297,18 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _gone = stopping.wait_for(|stop| *stop).await;
 }
 
-fn spawn_settlements(accounts: &Accounts, stopping: &watch::Receiver<bool>) -> Vec<tokio::task::JoinHandle<()>> {
+fn spawn_settlements(
+    accounts: &Accounts,
+    background: &Background,
+    stopping: &watch::Receiver<bool>,
+) -> Vec<tokio::task::JoinHandle<()>> {
     let svm = accounts.svm.iter().map(|account| {
         let (settlement, stopping) = (Arc::clone(&account.settlement), stopping.clone());
-        tokio::spawn(async move { settlement.run(stopped(stopping)).await })
+        background.spawn(async move { settlement.run(stopped(stopping)).await })
     });
     let evm = accounts.evm.iter().map(|account| {
         let (settlement, stopping) = (Arc::clone(&account.settlement), stopping.clone());
-        tokio::spawn(async move { settlement.run(stopped(stopping)).await })
+        background.spawn(async move { settlement.run(stopped(stopping)).await })
     });
     svm.chain(evm).collect()
 }

@@ -329,6 +329,8 @@ pub struct SettlementConfig {
     pub close_margin: Duration,
     /// How many channels one claim transaction holds on Solana networks, 1 to 4.
     pub batch_channels: usize,
+    /// How many transactions of settlement are under way at once on Solana, 1 to 64.
+    pub batches_in_flight: usize,
     /// How many channels one claim transaction holds at most on EVM networks, 1 to 100.
     pub claims_per_batch: usize,
     /// On EVM networks whose facilitator is this process: how many times the cost of its gas a batch must bring, unless

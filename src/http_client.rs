@@ -5,6 +5,7 @@
 //! roots are trusted. Names nothing else of ours.
 
 pub mod endpoint;
+pub mod home;
 
 use std::time::Duration;
 
@@ -16,16 +17,21 @@ use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 
+use self::home::{AtHome, Home};
+
 /// How long to leave a service alone that is rate limited and does not say for how long.
 pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 /// The longest that a service's own word bars it.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
-/// Connections over HTTP/1.1 or 2, with TLS where the address says `https`.
+/// Opens connections at [`Home`].
+pub type Connector = AtHome<HttpsConnector<HttpConnector>>;
+
+/// Connections over HTTP/1.1 or 2, with TLS where the address says `https`, which live on the present runtime.
 ///
 /// # Errors
 /// The TLS library's own words, where it does not start.
-pub fn connector(connect_timeout: Duration) -> Result<HttpsConnector<HttpConnector>, String> {
+pub fn connector(connect_timeout: Duration) -> Result<Connector, String> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     connector.enforce_http(false);
@@ -33,7 +39,7 @@ pub fn connector(connect_timeout: Duration) -> Result<HttpsConnector<HttpConnect
     let builder = HttpsConnectorBuilder::new()
         .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
         .map_err(|error| error.to_string())?;
-    Ok(builder.https_or_http().enable_all_versions().wrap_connector(connector))
+    Ok(Home::here().connecting(builder.https_or_http().enable_all_versions().wrap_connector(connector)))
 }
 
 /// A whole body of up to `bytes_max`.

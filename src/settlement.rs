@@ -7,14 +7,18 @@
 //! who closes a channel is answered with the last voucher before the deadline. Refuses: to name the gate, to read any
 //! clock but the given one, to hold a lock of the request path while it waits.
 //!
-//! [`plan`] decides (pure), [`batch`] builds (pure), `run` makes a round, `carry` takes one batch through its steps,
-//! `watch` reads the chain's side, [`reconcile`] compares the books. Source: `scheme_batch_settlement_svm.md`,
+//! [`plan`] decides (pure), [`batch`] builds (pure), `pick` finds what is due and keeps what a round does not take in a
+//! [`backlog`], `run` makes a round, `carry` takes one batch through its steps, `watch` reads the chain's side,
+//! [`reconcile`] compares the books. Source: `scheme_batch_settlement_svm.md`,
 //! section 5, phase 4, and section 6.
 
+pub mod backlog;
 pub mod batch;
+pub mod batches;
 mod carry;
 pub mod destination;
 pub mod evm;
+mod pick;
 pub mod plan;
 pub mod reconcile;
 pub mod report;
@@ -30,12 +34,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch as flag};
+use tokio::sync::{Notify, Semaphore, watch as flag};
 
 pub use self::report::{BatchReport, NoObserver, Observer, Outcome, Report, Status, Stuck, Timings};
 pub use self::run::Halt;
 pub use self::watch::Watched;
 
+use self::backlog::BACKLOG_CHANNELS_MAX;
+use self::pick::Found;
 use self::plan::Rules;
 use self::trouble::{Backoff, Troubles};
 use crate::amount::Amount;
@@ -43,7 +49,7 @@ use crate::chain::Chain;
 use crate::clock::{Clock, UnixMillis};
 use crate::ledger::Ledger;
 use crate::ledger::channel::Seller;
-use crate::ledger::store::ChannelRecord;
+use crate::ledger::store::Glance;
 use crate::policy::Policy;
 use crate::signer::Signer;
 use crate::x402::Key;
@@ -63,13 +69,15 @@ pub struct Options {
     pub in_flight_max: usize,
     /// How many channels one round takes in each of its two phases.
     pub round_channels_max: usize,
+    /// How many due channels of each phase one look through the ledger keeps for the rounds to come.
+    pub backlog_channels_max: usize,
     /// How long a transaction is waited for before it counts as of unknown fate.
     pub confirm_wait: Duration,
     /// What is paid above the base fee, in millionths of a lamport per compute unit; 0 for nothing.
     pub compute_unit_price: u64,
     /// How waits grow after failures.
     pub backoff: Backoff,
-    /// How often the loop looks for what is due.
+    /// How often the loop looks for what is due, and for how long at most it works off what one look found.
     pub tick: Duration,
     /// How often the chain's side of the channels is read.
     pub watch_interval: Duration,
@@ -94,6 +102,7 @@ impl Options {
             batch_channels: batch::BATCH_CHANNELS_MAX,
             in_flight_max: 4,
             round_channels_max: 256,
+            backlog_channels_max: BACKLOG_CHANNELS_MAX,
             confirm_wait: Duration::from_secs(30),
             compute_unit_price: 0,
             backoff: Backoff {
@@ -131,21 +140,13 @@ pub enum Filter {
     Channels(HashSet<Key>),
 }
 
-impl Filter {
-    fn admits(&self, channel: &Key) -> bool {
-        match self {
-            Self::All => true,
-            Self::Channels(channels) => channels.contains(channel),
-        }
-    }
-}
-
 /// What is kept between rounds, in memory only: a restart begins with an empty one.
 struct State {
     troubles: Troubles,
     last_sweep: UnixMillis,
     sweeping: bool,
     slot: u64,
+    found: Found,
     /// Channels that the chain no longer has and that still owe: kept by the ledger, passed over here.
     gone: HashSet<Key>,
     /// What was lost on each channel, told once.
@@ -169,6 +170,8 @@ pub struct Settlement {
     state: Mutex<State>,
     /// Rounds take turns.
     turn: tokio::sync::Mutex<()>,
+    /// Turns to write.
+    writes: Semaphore,
     /// Something has become due that does not wait for the tick.
     wake: Notify,
     stop: flag::Sender<bool>,
@@ -191,6 +194,7 @@ impl Settlement {
             last_sweep: clock.now(),
             sweeping: false,
             slot: 0,
+            found: Found::new(options.backlog_channels_max),
             gone: HashSet::new(),
             lost: HashMap::new(),
             last_success: None,
@@ -209,6 +213,7 @@ impl Settlement {
             observer,
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::new(()),
+            writes: Semaphore::new(reconcile::WRITES_AT_ONCE_MAX),
             wake: Notify::new(),
             stop: flag::Sender::new(false),
         }
@@ -238,7 +243,11 @@ impl Settlement {
     /// Makes rounds until nothing is due that does not wait for something, and reports them together.
     pub async fn settle_now(&self, filter: &Filter) -> Report {
         let _turn = self.turn.lock().await;
-        self.state.lock().troubles.forgive();
+        {
+            let mut state = self.state.lock();
+            state.troubles.forgive();
+            state.found.forget();
+        }
         let mut report = Report::default();
         loop {
             let round = self.round(Trigger::Demand, filter).await;
@@ -255,7 +264,7 @@ impl Settlement {
     pub fn status(&self) -> Status {
         let now = self.clock.now();
         let mut status = Status { open_batches: self.ledger.open_batches().len(), ..Status::default() };
-        self.ledger.for_each(&mut |record| self.tally(record, now, &mut status));
+        self.ledger.glance(|channel| self.tally(channel, now, &mut status), |()| ());
         let state = self.state.lock();
         status.last_success = state.last_success;
         status.lost = state.lost.values().fold(Amount::ZERO, |sum, lost| sum.saturating_add(*lost));
@@ -267,26 +276,33 @@ impl Settlement {
         status
     }
 
-    fn tally(&self, record: &ChannelRecord, now: UnixMillis, status: &mut Status) {
-        if !self.is_ours(record) {
-            return;
+    /// Why nothing new is started now, where that is so.
+    #[must_use]
+    pub fn held(&self) -> Option<String> {
+        self.state.lock().troubles.held(self.clock.now()).map(str::to_owned)
+    }
+
+    fn tally(&self, channel: Glance<'_>, now: UnixMillis, status: &mut Status) -> Option<()> {
+        if !self.is_ours(channel) {
+            return None;
         }
-        status.unpaid = status.unpaid.saturating_add(plan::unpaid(record));
-        let unclaimed = plan::unclaimed(record);
-        let claimable = !unclaimed.is_zero() && plan::lost(record, now).is_zero();
+        status.unpaid = status.unpaid.saturating_add(plan::unpaid(channel));
+        let unclaimed = plan::unclaimed(channel);
+        let claimable = !unclaimed.is_zero() && plan::lost(channel, now).is_zero();
         if claimable {
             status.unclaimed = status.unclaimed.saturating_add(unclaimed);
-            let age = record.unclaimed_since.map(|since| now.since(since));
+            let age = channel.unclaimed_since.map(|since| now.since(since));
             status.oldest_unclaimed = status.oldest_unclaimed.max(age);
         }
-        status.closing = status.closing.saturating_add(usize::from(plan::deadline(record).is_some()));
-        let overdue = claimable && plan::overdue(record, &self.options.rules, now);
+        status.closing = status.closing.saturating_add(usize::from(plan::deadline(channel).is_some()));
+        let overdue = claimable && plan::overdue(channel, &self.options.rules, now);
         status.overdue = status.overdue.saturating_add(usize::from(overdue));
+        None
     }
 
     /// Whether this settlement's key can act on a channel: it is on our network, and we are its payee.
-    fn is_ours(&self, record: &ChannelRecord) -> bool {
-        let seller = &record.terms.seller;
+    fn is_ours<'a>(&self, channel: impl Into<Glance<'a>>) -> bool {
+        let seller = &channel.into().terms.seller;
         seller.fee_payer == self.fee_payer && self.options.sellers.iter().any(|ours| ours.network == seller.network)
     }
 

@@ -277,6 +277,7 @@ fn the_examples_defaults_are_the_defaults() {
         "channel_exposure_max",
         "close_margin",
         "batch_channels",
+        "batches_in_flight",
         "claims_per_batch",
     ];
     // A key's value goes with it: what is indented more deeply. Routes are left as they are.

@@ -163,7 +163,7 @@ fn vendor_crates_stay_in_their_files() {
         ("chacha20poly1305", &["signer/keystore", "signer/ceremony/letter", "signer/ecdsa/pair"]),
         ("rusqlite", &["ledger/sqlite", "signer/cosigner/store"]),
         ("rcgen", &["cli/keygen/certificates"]),
-        ("rustix", &["cli/cosigner"]),
+        ("rustix", &["cli/cosigner", "app/background"]),
         ("solana_message", &["scheme/svm/transaction", "chain"]),
         ("solana_transaction", &["scheme/svm/transaction", "chain"]),
         ("wincode", &["scheme/svm/transaction", "chain"]),

@@ -15,12 +15,22 @@ pub struct Load {
     path: &'static str,
     payments: Vec<String>,
     count: usize,
+    /// How much later each request begins than the one before it, and how long the first waits.
+    pace: Option<(Duration, Duration)>,
 }
 
 impl Load {
     /// `count` requests, with a payment each where there are payments.
     pub fn new(path: &'static str, payments: Vec<String>, count: usize) -> Self {
-        Self { path, payments, count }
+        Self { path, payments, count, pace: None }
+    }
+
+    /// The same, with one request begun so often, the first after a while, instead of each when the one before it is
+    /// answered.
+    #[allow(dead_code, reason = "not every bench paces its load")]
+    pub fn paced(mut self, every: Duration, first: Duration) -> Self {
+        self.pace = Some((every, first));
+        self
     }
 
     fn request(&self, number: usize) -> String {
@@ -67,9 +77,20 @@ async fn send(mut stream: TcpStream, load: Load, status: &str) -> Vec<Duration> 
     let status = format!("HTTP/1.1 {status} ");
     let mut buffer = Vec::with_capacity(16 << 10);
     let mut took = Vec::with_capacity(load.count);
+    let mut due = Instant::now() + load.pace.map_or(Duration::ZERO, |(_, first)| first);
     for number in 0..load.count {
         let request = load.request(number);
-        let started = Instant::now();
+        let mut started = Instant::now();
+        if let Some((every, _)) = load.pace {
+            // A request that is late because the one before it was answered late has waited since it was due.
+            if started < due {
+                tokio::time::sleep_until(due.into()).await;
+                started = Instant::now();
+            } else if number > 0 {
+                started = due;
+            }
+            due += every;
+        }
         stream.write_all(request.as_bytes()).await.unwrap();
         buffer.clear();
         let mut whole = usize::MAX;

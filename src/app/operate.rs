@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::background::Background;
 use super::evm::EvmAccount;
 use super::{Account, Accounts, audit, observe};
 use crate::admin::{Admin, Part};
@@ -23,21 +24,26 @@ use crate::telemetry::{Telemetry, amount_value};
 /// What settling on demand did.
 #[derive(Clone, Debug, Default)]
 pub struct Settled {
-    /// A line for each batch.
+    /// A line for each batch, up to a thousand of a network's.
     pub lines: Vec<String>,
     /// How many channels or batches are in trouble.
     pub failures: usize,
 }
 
+/// What operators see and start.
+pub(super) struct Operated<'a> {
+    pub(super) telemetry: &'a Arc<Telemetry>,
+    pub(super) ledger: &'a Arc<Ledger>,
+    pub(super) evm: Option<&'a Arc<Ledger<Evm>>>,
+    pub(super) accounts: &'a Arc<Accounts>,
+    pub(super) background: &'a Background,
+    pub(super) config: &'a Config,
+    pub(super) log: Option<&'a Arc<AuditLog>>,
+}
+
 /// The admin side of a merchant.
-pub(super) fn admin(
-    telemetry: &Arc<Telemetry>,
-    ledger: &Arc<Ledger>,
-    evm: Option<&Arc<Ledger<Evm>>>,
-    accounts: &Arc<Accounts>,
-    config: &Config,
-    log: Option<&Arc<AuditLog>>,
-) -> Admin {
+pub(super) fn admin(operated: Operated<'_>) -> Admin {
+    let Operated { telemetry, ledger, evm, accounts, background, config, log } = operated;
     telemetry.exposure_max.set(amount_value(config.settlement.exposure_max));
     let refresh = {
         let (telemetry, ledger, evm) = (Arc::clone(telemetry), Arc::clone(ledger), evm.cloned());
@@ -76,12 +82,12 @@ pub(super) fn admin(
         }
     };
     let settle = {
-        let (accounts, log) = (Arc::clone(accounts), log.cloned());
+        let (accounts, background, log) = (Arc::clone(accounts), background.clone(), log.cloned());
         move || -> crate::admin::Settled {
-            let (accounts, log) = (Arc::clone(&accounts), log.clone());
+            let (accounts, background, log) = (Arc::clone(&accounts), background.clone(), log.clone());
             Box::pin(async move {
                 audit::admin(log.as_ref(), "settle").await.map_err(|error| error.to_string())?;
-                let settled = settle_all(&accounts).await;
+                let settled = settle_all(&accounts, &background).await;
                 let lines: Vec<Value> = settled.lines.iter().map(|line| json!(line)).collect();
                 Ok(json!({ "lines": lines, "failures": settled.failures }))
             })
@@ -136,14 +142,14 @@ impl Sums {
 }
 
 fn svm_parts(account: &Account, parts: &mut Vec<Part>) {
-    let held = account.settlement.status().held;
+    let held = account.settlement.held();
     parts.push(Part { name: "signer", vital: false, state: account.signer.health() });
     parts.push(Part { name: "chain", vital: false, state: endpoints_state(&account.rpc.health()) });
     parts.push(Part { name: "settlement", vital: false, state: held.map_or(Ok(()), Err) });
 }
 
 fn evm_parts(account: &EvmAccount, parts: &mut Vec<Part>) {
-    let held = account.settlement.status().held;
+    let held = account.settlement.held();
     parts.push(Part { name: "evm signer", vital: false, state: account.signer.health() });
     parts.push(Part { name: "evm chain", vital: false, state: account.chain_state() });
     if let Some(state) = account.facilitator_state() {
@@ -168,15 +174,21 @@ pub(super) fn endpoints_state(endpoints: &[EndpointHealth]) -> Result<(), String
     Err(format!("no endpoint answers: {}", names.join(", ")))
 }
 
-/// Settles what is owed now, on every network.
-pub(super) async fn settle_all(accounts: &Accounts) -> Settled {
-    let mut settled = Settled::default();
-    for account in &accounts.svm {
-        settle_svm(account, &mut settled).await;
-    }
-    for account in &accounts.evm {
-        settle_evm(account, &mut settled).await;
-    }
+/// Settles what is owed now, on every network, where settlement runs.
+pub(super) async fn settle_all(accounts: &Arc<Accounts>, background: &Background) -> Settled {
+    let accounts = Arc::clone(accounts);
+    let settled = background.spawn(async move {
+        let mut settled = Settled::default();
+        for account in &accounts.svm {
+            settle_svm(account, &mut settled).await;
+        }
+        for account in &accounts.evm {
+            settle_evm(account, &mut settled).await;
+        }
+        settled
+    });
+    let failed = |error| Settled { lines: vec![format!("settlement broke off: {error}")], failures: 1 };
+    let mut settled = settled.await.unwrap_or_else(failed);
     if settled.lines.is_empty() {
         settled.lines.push("nothing is owed".into());
     }
@@ -185,10 +197,12 @@ pub(super) async fn settle_all(accounts: &Accounts) -> Settled {
 
 async fn settle_svm(account: &Account, settled: &mut Settled) {
     let report = account.settlement.settle_now(&Filter::All).await;
-    for batch in &report.batches {
+    for batch in report.batches.iter() {
         settled.lines.push(batch_line(batch, &account.seller));
     }
-    settled.failures = settled.failures.saturating_add(report.stuck.len()).saturating_add(report.unknown());
+    settled.left_off(report.batches.left_off());
+    let failures = [report.unknown(), report.stuck.len(), report.stuck_left_off];
+    settled.failures = failures.into_iter().fold(settled.failures, usize::saturating_add);
     for stuck in &report.stuck {
         settled
             .lines
@@ -199,7 +213,7 @@ async fn settle_svm(account: &Account, settled: &mut Settled) {
 
 async fn settle_evm(account: &EvmAccount, settled: &mut Settled) {
     let report = account.settlement.settle_now(&None).await;
-    for batch in &report.batches {
+    for batch in report.batches.iter() {
         // A payout that found nothing is no news.
         if let settlement::Outcome::Confirmed { moved } = &batch.outcome
             && moved.is_zero()
@@ -208,11 +222,10 @@ async fn settle_evm(account: &EvmAccount, settled: &mut Settled) {
         }
         let seller = account.sellers.iter().find(|seller| seller.token == batch.token);
         settled.lines.push(evm_batch_line(batch, seller.or(account.sellers.first())));
-        if matches!(batch.outcome, settlement::Outcome::Unknown { .. }) {
-            settled.failures = settled.failures.saturating_add(1);
-        }
     }
-    settled.failures = settled.failures.saturating_add(report.stuck.len());
+    settled.left_off(report.batches.left_off());
+    let failures = [report.batches.ends().unknown, report.stuck.len(), report.stuck_left_off];
+    settled.failures = failures.into_iter().fold(settled.failures, usize::saturating_add);
     for (channel, error) in &report.stuck {
         settled.lines.push(format!("channel {channel} waits after a failure: {error}"));
     }
@@ -220,6 +233,13 @@ async fn settle_evm(account: &EvmAccount, settled: &mut Settled) {
 }
 
 impl Settled {
+    /// Says how many batches no line is about.
+    fn left_off(&mut self, batches: usize) {
+        if batches > 0 {
+            self.lines.push(format!("and {batches} batch(es) more"));
+        }
+    }
+
     fn held(&mut self, held: Option<&str>) {
         if let Some(why) = held {
             self.lines.push(format!("nothing new is started: {why}"));

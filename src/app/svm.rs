@@ -196,6 +196,7 @@ fn settlement_options(config: &Config, seller: &Arc<Seller>) -> settlement::Opti
     options.rules.max_age = config.settlement.max_age;
     options.rules.seal_margin = config.settlement.close_margin;
     options.batch_channels = config.settlement.batch_channels;
+    options.in_flight_max = config.settlement.batches_in_flight;
     options
 }
 

@@ -13,10 +13,8 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -25,7 +23,8 @@ use tokio::time::Instant;
 
 pub use crate::http_client::endpoint::EndpointHealth;
 use crate::http_client::endpoint::{BadEndpoint, Endpoint};
-use crate::http_client::{RETRY_AFTER_DEFAULT, causes, connector, read, retry_after};
+use crate::http_client::home::Home;
+use crate::http_client::{Connector, RETRY_AFTER_DEFAULT, causes, connector, read, retry_after};
 
 /// The first pause between rounds; it doubles.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -195,7 +194,7 @@ enum AttemptError {
 
 /// A JSON-RPC client over ordered endpoints.
 pub(super) struct Client {
-    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: HttpClient<Connector, Full<Bytes>>,
     endpoints: Vec<Endpoint>,
     observer: Arc<dyn Observer>,
     next_id: AtomicU64,
@@ -461,11 +460,9 @@ impl Call {
     }
 }
 
-fn http_client(
-    connect_timeout: Duration,
-) -> Result<HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>, RpcSetupError> {
+fn http_client(connect_timeout: Duration) -> Result<HttpClient<Connector, Full<Bytes>>, RpcSetupError> {
     let connector = connector(connect_timeout).map_err(RpcSetupError::Tls)?;
-    Ok(HttpClient::builder(TokioExecutor::new())
+    Ok(HttpClient::builder(Home::here())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(60))
         .build(connector))

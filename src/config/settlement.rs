@@ -19,6 +19,10 @@ const CHANNEL_EXPOSURE_MAX_CENTS: u64 = 1_000;
 
 /// How many claims one transaction holds at most on EVM networks.
 const CLAIMS_MAX: usize = 100;
+/// How many transactions are under way at once on Solana by default.
+const BATCHES_IN_FLIGHT: usize = 16;
+/// The most that can be asked for.
+const BATCHES_IN_FLIGHT_MAX: usize = 64;
 /// The highest multiple of a batch's cost that can be asked for.
 const MIN_WORTH_MAX: u32 = 1000;
 
@@ -51,6 +55,7 @@ pub(super) fn read(root: &mut Map<'_, '_>, around: &Around<'_>) -> Option<Settle
         channel_exposure_max,
         close_margin: defaults.close_margin,
         batch_channels: defaults.batch_channels,
+        batches_in_flight: BATCHES_IN_FLIGHT,
         claims_per_batch: defaults.claims_per_batch,
         min_worth: None,
     })
@@ -89,6 +94,7 @@ fn section(map: &mut Map<'_, '_>, around: &Around<'_>) -> Option<SettlementConfi
     let defaults = Defaults::of(around);
     if families.is_some_and(|families| !families.svm) {
         map.inert("batch_channels", "without a Solana network", "Write claims_per_batch, which is for EVM networks.");
+        map.inert("batches_in_flight", "without a Solana network", "Leave it out.");
     }
     if families.is_some_and(|families| !families.evm) {
         map.inert("claims_per_batch", "without an EVM network", "Write batch_channels, which is for Solana.");
@@ -98,6 +104,8 @@ fn section(map: &mut Map<'_, '_>, around: &Around<'_>) -> Option<SettlementConfi
     let max_age = or(map.take("max_age"), defaults.max_age, |value| value.duration(SECOND, delay));
     let interval = or(map.take("interval"), defaults.interval, |value| value.duration(SECOND, HOUR));
     let batch_channels = or(map.take("batch_channels"), defaults.batch_channels, |value| value.number(1, 4));
+    let batches_in_flight =
+        or(map.take("batches_in_flight"), BATCHES_IN_FLIGHT, |value| value.number(1, BATCHES_IN_FLIGHT_MAX));
     let claims_per_batch =
         or(map.take("claims_per_batch"), defaults.claims_per_batch, |value| value.number(1, CLAIMS_MAX));
     let min_worth = or(map.take("min_worth"), None, |value| value.number(1, MIN_WORTH_MAX).map(Some));
@@ -116,6 +124,7 @@ fn section(map: &mut Map<'_, '_>, around: &Around<'_>) -> Option<SettlementConfi
         channel_exposure_max: channel?,
         close_margin: close_margin?,
         batch_channels: batch_channels?,
+        batches_in_flight: batches_in_flight?,
         claims_per_batch: claims_per_batch?,
         min_worth: min_worth?,
     };

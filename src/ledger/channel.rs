@@ -271,22 +271,14 @@ impl<O: ChainState, S: Clone + PartialEq> Channel<O, S> {
     /// taken the deposit out.
     #[must_use]
     pub fn lost(&self) -> Amount {
-        self.charged.saturating_sub(self.on_chain.claimable_max().max(self.on_chain.claimed()))
+        lost(&self.on_chain, self.charged)
     }
 
     /// The voucher to redeem, where there is something to redeem (invariant L3). Where the chain sets its watermark to
     /// the voucher's total, a voucher is redeemed only when all of it was charged.
     #[must_use]
     pub fn redeemable(&self) -> Option<Voucher<S>> {
-        let claimed = self.on_chain.claimed();
-        let redeems = |v: &&Voucher<S>| {
-            if O::CLAIMS_WHOLE_VOUCHERS {
-                v.cumulative > claimed && v.cumulative <= self.charged
-            } else {
-                self.charged > claimed && v.cumulative >= self.charged
-            }
-        };
-        self.voucher.as_ref().filter(redeems).cloned()
+        self.voucher.as_ref().filter(|voucher| redeems(&self.on_chain, self.charged, voucher.cumulative)).cloned()
     }
 
     /// Holds a request's price back. Refusals in order of precedence: closing, behind, occupied, ahead, unknown,
@@ -474,4 +466,21 @@ impl<O: ChainState, S: Clone + PartialEq> Channel<O, S> {
         }
         Ok(self)
     }
+}
+
+/// Whether a voucher over `signed` redeems something of what was `charged`, and nothing above it (invariant L3).
+#[must_use]
+pub fn redeems<O: ChainState>(on_chain: &O, charged: Amount, signed: Amount) -> bool {
+    let claimed = on_chain.claimed();
+    if O::CLAIMS_WHOLE_VOUCHERS {
+        signed > claimed && signed <= charged
+    } else {
+        charged > claimed && signed >= charged
+    }
+}
+
+/// What was charged and cannot be claimed as things stand.
+#[must_use]
+pub fn lost<O: ChainState>(on_chain: &O, charged: Amount) -> Amount {
+    charged.saturating_sub(on_chain.claimable_max().max(on_chain.claimed()))
 }

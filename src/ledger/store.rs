@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::channel::{ChainState, Channel, Family, Journalled, OnChain, Svm, Terms, Voucher};
+use super::channel::{ChainState, Channel, Family, Journalled, OnChain, Svm, Terms, Voucher, lost, redeems};
 use super::payers::Spend;
 use crate::amount::Amount;
 use crate::clock::{Day, UnixMillis};
@@ -32,6 +32,61 @@ pub struct ChannelRecord<T = Terms, O = OnChain, S = Signature> {
     pub last_used: UnixMillis,
     /// Whether the channel takes no more payments: it is closing, or closed.
     pub closed: bool,
+}
+
+/// What is looked at of a channel in passing, with no copy of it made.
+#[derive(Debug)]
+pub struct Glance<'a, T = Terms, O = OnChain> {
+    /// What never changes.
+    pub terms: &'a T,
+    /// The chain's side, as last read.
+    pub on_chain: &'a O,
+    /// All that was charged.
+    pub charged: Amount,
+    /// The total of the voucher accepted last.
+    pub signed: Option<Amount>,
+    /// When the oldest charge that is not yet claimed was made.
+    pub unclaimed_since: Option<UnixMillis>,
+    /// Whether the channel takes no more payments.
+    pub closed: bool,
+}
+
+/// A family's channel in passing.
+pub type GlanceOf<'a, F> = Glance<'a, <F as Family>::Terms, <F as Family>::OnChain>;
+
+impl<T, O> Clone for Glance<'_, T, O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T, O> Copy for Glance<'_, T, O> {}
+
+impl<T, O: ChainState> Glance<'_, T, O> {
+    /// The total of the voucher to redeem, where there is something to redeem (invariant L3).
+    #[must_use]
+    pub fn redeemable(&self) -> Option<Amount> {
+        self.signed.filter(|signed| redeems(self.on_chain, self.charged, *signed))
+    }
+
+    /// What was charged and cannot be claimed as things stand.
+    #[must_use]
+    pub fn lost(&self) -> Amount {
+        lost(self.on_chain, self.charged)
+    }
+}
+
+impl<'a, T, O, S> From<&'a ChannelRecord<T, O, S>> for Glance<'a, T, O> {
+    fn from(record: &'a ChannelRecord<T, O, S>) -> Self {
+        Self {
+            terms: &record.terms,
+            on_chain: &record.on_chain,
+            charged: record.charged,
+            signed: record.voucher.as_ref().map(|voucher| voucher.cumulative),
+            unclaimed_since: record.unclaimed_since,
+            closed: record.closed,
+        }
+    }
 }
 
 /// A family's channel as it is kept.

@@ -15,17 +15,16 @@ use bytes::Bytes;
 use http::header::{ACCEPT, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Empty;
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{PAYER, Screen, Verdict};
 use crate::http_client::endpoint::Endpoint;
-use crate::http_client::{RETRY_AFTER_DEFAULT, causes, connector, read, retry_after};
+use crate::http_client::home::Home;
+use crate::http_client::{Connector, RETRY_AFTER_DEFAULT, causes, connector, read, retry_after};
 use crate::telemetry::Telemetry;
 use crate::x402::Account;
 
@@ -62,7 +61,7 @@ pub struct HttpScreenError(String);
 
 /// A service.
 pub struct HttpScreen {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: Client<Connector, Empty<Bytes>>,
     endpoint: Endpoint,
     /// What stands before and behind the payer's address.
     address: (String, String),
@@ -101,7 +100,7 @@ impl HttpScreen {
             headers.insert(name, value.clone());
         }
         let connector = connector(options.timeout).map_err(|why| HttpScreenError(format!("has no TLS: {why}")))?;
-        let mut builder = Client::builder(TokioExecutor::new());
+        let mut builder = Client::builder(Home::here());
         let client = builder.pool_timer(TokioTimer::new()).build(connector);
         Ok(Arc::new(Self {
             client,

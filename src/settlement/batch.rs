@@ -70,6 +70,8 @@ pub struct Line {
     voucher: Option<Signature>,
     /// Whether a seal pays out in the same transaction.
     pays_out: bool,
+    /// What it adds to a transaction: made once, as it takes the derivation of half a dozen addresses.
+    instructions: Vec<Instruction>,
 }
 
 impl Line {
@@ -90,7 +92,8 @@ impl Line {
             let claimed = record.on_chain.claimed;
             (claimed.to_u64().ok_or(LineError::TooLarge(claimed))?, None)
         };
-        Ok(Self { action, record, amount, voucher, pays_out })
+        let line = Self { action, record, amount, voucher, pays_out, instructions: Vec::new() };
+        Ok(Self { instructions: line.make_instructions(), ..line })
     }
 
     /// The same line for the channel as it is now.
@@ -122,7 +125,7 @@ impl Line {
         program::voucher_message(&self.channel(), self.amount, 0)
     }
 
-    fn instructions(&self) -> Vec<Instruction> {
+    fn make_instructions(&self) -> Vec<Instruction> {
         let terms = &self.record.terms;
         let shares = program::all_to(terms.seller.pay_to);
         let voucher = self.voucher.map(|signature| program::ed25519(&terms.authorizer, &signature, &self.message()));
@@ -220,7 +223,7 @@ impl Draft {
         if price > 0 {
             instructions.push(program::compute_unit_price(price));
         }
-        instructions.extend(self.lines.iter().flat_map(Line::instructions));
+        instructions.extend(self.lines.iter().flat_map(|line| line.instructions.iter().cloned()));
         Transaction::build(fee_payer, &instructions, hash)
     }
 

@@ -98,7 +98,7 @@ impl Settlement {
             state: BatchState::Signed,
             created_at: self.clock.now(),
         };
-        self.ledger.journal_batch(batch.clone()).await.map_err(Halt::from)?;
+        self.journal(batch.clone()).await.map_err(Halt::from)?;
         timings.journal = started.elapsed();
         self.observer.signed(&batch, timings.sign);
         Ok(batch)
@@ -166,7 +166,7 @@ impl Settlement {
             Err(why) => return self.unknown(batch, why, timings),
         };
         let batch = BatchRecord { state: BatchState::Confirmed, ..batch };
-        if let Err(error) = self.ledger.journal_batch(batch.clone()).await {
+        if let Err(error) = self.journal(batch.clone()).await {
             return self.unknown(batch, error.to_string(), timings);
         }
         timings.reconcile = started.elapsed();
@@ -180,6 +180,9 @@ impl Settlement {
             state.confirmed = state.confirmed.saturating_add(1);
             state.last_error = None;
         }
+        for (channel, _) in &batch.lines {
+            self.note(channel);
+        }
         let took: Duration = [timings.sign, timings.journal, timings.confirm, timings.reconcile].iter().sum();
         self.observer.confirmed(&batch, moved, took);
         tracing::info!(batch = batch.id, kind = ?batch.kind, channels = batch.lines.len(), %moved,
@@ -189,7 +192,7 @@ impl Settlement {
 
     async fn dropped(&self, batch: BatchRecord, why: String, expired: bool, timings: Timings) -> BatchReport {
         let batch = BatchRecord { state: BatchState::Dropped { why: why.clone() }, ..batch };
-        if let Err(error) = self.ledger.journal_batch(batch.clone()).await {
+        if let Err(error) = self.journal(batch.clone()).await {
             return self.unknown(batch, error.to_string(), timings);
         }
         {

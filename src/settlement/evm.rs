@@ -9,12 +9,13 @@
 //! who starts a withdrawal is answered with the last voucher at once. Refuses: to name the gate, to read any clock but
 //! the given one.
 //!
-//! [`plan`] decides (pure), `carry` takes a claim through its steps, `payout` pays out, `wait` says what is tried again and
+//! [`plan`] decides (pure), `pick` finds what is due and keeps what a round does not take, `carry` takes a claim through its steps, `payout` pays out, `wait` says what is tried again and
 //! when, `watch` reads the chain's side. Source: `scheme_batch_settlement_evm.md`, "Claim & Settlement Strategy" and
 //! "POST /settle".
 
 mod carry;
 mod payout;
+mod pick;
 pub mod plan;
 pub mod report;
 mod run;
@@ -31,11 +32,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch as flag};
 
 use self::payout::Payout;
+use self::pick::Found;
 use self::plan::EvmRules;
 pub use self::report::{EvmBatchReport, EvmObserver, EvmReport, EvmStatus, NoEvmObserver};
 use self::wait::{Asked, Hold, Wait};
 pub use self::watch::EvmHalt;
 use super::Trigger;
+use super::backlog::BACKLOG_CHANNELS_MAX;
 use super::trouble::Backoff;
 use crate::amount::Amount;
 use crate::clock::{Clock, UnixMillis};
@@ -43,7 +46,7 @@ use crate::facilitator::channels::EvmChannels;
 use crate::facilitator::interface::{InterfaceError, X402Facilitator};
 use crate::ledger::Ledger;
 use crate::ledger::channel::Evm;
-use crate::ledger::store::RecordOf;
+use crate::ledger::store::GlanceOf;
 use crate::policy::EvmPolicy;
 use crate::scheme::evm::EvmSeller;
 use crate::signer::EvmSigner;
@@ -67,9 +70,11 @@ pub struct EvmOptions {
     pub batch_total_max: Amount,
     /// How many claim batches one round makes.
     pub round_batches_max: usize,
+    /// How many due channels one look through the ledger keeps for the rounds to come.
+    pub backlog_channels_max: usize,
     /// How waits grow after failures.
     pub backoff: Backoff,
-    /// How often the loop looks for what is due.
+    /// How often the loop looks for what is due, and for how long at most it works off what one look found.
     pub tick: Duration,
     /// How often the chain's side of the channels is read.
     pub watch_interval: Duration,
@@ -88,6 +93,7 @@ impl EvmOptions {
             batch_claims: CLAIMS_MAX,
             batch_total_max: Amount::new(u128::MAX),
             round_batches_max: 16,
+            backlog_channels_max: BACKLOG_CHANNELS_MAX,
             backoff: Backoff {
                 first: Duration::from_secs(2),
                 longest: Duration::from_secs(1_800),
@@ -122,6 +128,9 @@ struct State {
     hold: Option<Hold>,
     last_sweep: UnixMillis,
     sweeping: bool,
+    found: Found,
+    /// When payouts were looked into last; in the beginning, when this was made.
+    paid_out_at: UnixMillis,
     /// How far each token is paid out.
     payouts: HashMap<Address, Payout>,
     /// Open batches that were asked for, by number.
@@ -175,6 +184,8 @@ impl EvmSettlement {
             hold: None,
             last_sweep: parts.clock.now(),
             sweeping: false,
+            found: Found::new(options.backlog_channels_max),
+            paid_out_at: parts.clock.now(),
             // A crash may have come between a claim and its payout: every token is looked at once.
             payouts: HashMap::new(),
             asked: HashMap::new(),
@@ -221,6 +232,7 @@ impl EvmSettlement {
         {
             let mut state = self.state.lock();
             state.hold = None;
+            state.found.forget();
             state.waits.values_mut().for_each(|wait| wait.until = UnixMillis(0));
             state.payouts.values_mut().for_each(|payout| payout.until = UnixMillis(0));
         }
@@ -241,12 +253,18 @@ impl EvmSettlement {
         let now = self.parts.clock.now();
         let open = self.open_batches().len();
         let mut status = EvmStatus { open_batches: open, ..EvmStatus::default() };
-        self.parts.ledger.for_each(&mut |record| {
-            if self.is_ours(record) {
-                status.tally(record, now);
-            }
-        });
-        status.unpaid = self.unpaid();
+        let mut claimed = HashMap::new();
+        self.parts.ledger.glance(
+            |channel| {
+                if self.is_ours(channel) {
+                    status.tally(channel, now);
+                    self.add_claimed(channel, &mut claimed);
+                }
+                None
+            },
+            |()| (),
+        );
+        status.unpaid = self.unpaid(&claimed);
         let state = self.state.lock();
         status.last_success = state.last_success;
         status.confirmed = state.confirmed;
@@ -257,13 +275,20 @@ impl EvmSettlement {
         status
     }
 
-    /// Whether this settlement claims a channel: it is one of our sellers'.
-    fn is_ours(&self, record: &RecordOf<Evm>) -> bool {
-        self.seller_of(record).is_some()
+    /// Why nothing new is started now, where that is so.
+    #[must_use]
+    pub fn held(&self) -> Option<String> {
+        let now = self.parts.clock.now();
+        self.state.lock().hold.as_ref().filter(|hold| hold.until > now).map(|hold| hold.error.clone())
     }
 
-    fn seller_of(&self, record: &RecordOf<Evm>) -> Option<&Arc<EvmSeller>> {
-        let theirs = &record.terms.seller;
+    /// Whether this settlement claims a channel: it is one of our sellers'.
+    fn is_ours<'a>(&self, channel: impl Into<GlanceOf<'a, Evm>>) -> bool {
+        self.seller_of(channel).is_some()
+    }
+
+    fn seller_of<'a>(&self, channel: impl Into<GlanceOf<'a, Evm>>) -> Option<&Arc<EvmSeller>> {
+        let theirs = &channel.into().terms.seller;
         self.options
             .sellers
             .iter()

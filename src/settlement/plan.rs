@@ -1,16 +1,15 @@
-//! What is due: a function of a channel's record, the rules and a moment. Nothing here waits or reads a clock.
+//! What is due: a function of a channel, the rules and a moment. Nothing here waits or reads a clock.
 //!
 //! Owns the rules by which a channel is claimed, paid out, sealed and cleaned up (`scheme_batch_settlement_svm.md`,
 //! section 5, phase 4, and section 6.2), and the order of urgency between channels. Promises that a channel has at
 //! most one action at a time, so that no two batches ever race for one channel.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
-use crate::ledger::store::{BatchKind, ChannelRecord};
+use crate::ledger::store::{BatchKind, Glance};
 use crate::scheme::svm::program::{ChannelStatus, OPEN_SLOT_WINDOW};
 use crate::x402::Key;
 
@@ -122,59 +121,64 @@ pub struct Due {
 
 /// What was charged and not yet claimed.
 #[must_use]
-pub fn unclaimed(record: &ChannelRecord) -> Amount {
-    record.charged.saturating_sub(record.on_chain.claimed)
+pub fn unclaimed<'a>(channel: impl Into<Glance<'a>>) -> Amount {
+    let channel = channel.into();
+    channel.charged.saturating_sub(channel.on_chain.claimed)
 }
 
 /// What was claimed and not yet paid out.
 #[must_use]
-pub fn unpaid(record: &ChannelRecord) -> Amount {
-    record.on_chain.claimed.saturating_sub(record.on_chain.distributed)
+pub fn unpaid<'a>(channel: impl Into<Glance<'a>>) -> Amount {
+    let channel = channel.into();
+    channel.on_chain.claimed.saturating_sub(channel.on_chain.distributed)
 }
 
 /// The Unix second from which the payer may take back what was not claimed, where the channel is closing.
 #[must_use]
-pub fn deadline(record: &ChannelRecord) -> Option<i64> {
-    let delay = i64::from(record.terms.seller.withdraw_delay);
-    (record.on_chain.status == ChannelStatus::Closing).then(|| record.on_chain.closing_since.saturating_add(delay))
+pub fn deadline<'a>(channel: impl Into<Glance<'a>>) -> Option<i64> {
+    let channel = channel.into();
+    let delay = i64::from(channel.terms.seller.withdraw_delay);
+    (channel.on_chain.status == ChannelStatus::Closing).then(|| channel.on_chain.closing_since.saturating_add(delay))
 }
 
 /// What was charged and can no longer be claimed: the channel was sealed below it, or the payer's deadline has passed.
 #[must_use]
-pub fn lost(record: &ChannelRecord, now: UnixMillis) -> Amount {
-    let gone = match record.on_chain.status {
+pub fn lost<'a>(channel: impl Into<Glance<'a>>, now: UnixMillis) -> Amount {
+    let channel = channel.into();
+    let gone = match channel.on_chain.status {
         ChannelStatus::Open => false,
-        ChannelStatus::Closing => past_hope(record, now),
+        ChannelStatus::Closing => past_hope(channel, now),
         ChannelStatus::Sealed | ChannelStatus::Distributed => true,
     };
-    if gone { unclaimed(record) } else { Amount::ZERO }
+    if gone { unclaimed(channel) } else { Amount::ZERO }
 }
 
-fn past_hope(record: &ChannelRecord, now: UnixMillis) -> bool {
-    let skew = if unclaimed(record).is_zero() { 0 } else { CLOCK_SKEW_SECONDS };
-    deadline(record).is_some_and(|deadline| now.seconds() >= deadline.saturating_add(skew))
+fn past_hope(channel: Glance<'_>, now: UnixMillis) -> bool {
+    let skew = if unclaimed(channel).is_zero() { 0 } else { CLOCK_SKEW_SECONDS };
+    deadline(channel).is_some_and(|deadline| now.seconds() >= deadline.saturating_add(skew))
 }
 
 /// What is due for a channel, if anything. `retry` says that its claim was due and has failed.
 #[must_use]
-pub fn due(record: &ChannelRecord, rules: &Rules, moment: &Moment, retry: bool) -> Option<Due> {
-    let (action, urgency) = match record.on_chain.status {
-        ChannelStatus::Open => open(record, rules, moment, retry)?,
-        ChannelStatus::Closing => closing(record, moment)?,
-        ChannelStatus::Sealed => (Action::Distribute, Urgency::Unpaid(Reverse(unpaid(record)))),
+pub fn due<'a>(channel: impl Into<Glance<'a>>, rules: &Rules, moment: &Moment, retry: bool) -> Option<Due> {
+    let channel = channel.into();
+    let (action, urgency) = match channel.on_chain.status {
+        ChannelStatus::Open => open(channel, rules, moment, retry)?,
+        ChannelStatus::Closing => closing(channel, moment)?,
+        ChannelStatus::Sealed => (Action::Distribute, Urgency::Unpaid(Reverse(unpaid(channel)))),
         ChannelStatus::Distributed => {
-            let unlocked = moment.slot > record.terms.open_slot.saturating_add(OPEN_SLOT_WINDOW);
+            let unlocked = moment.slot > channel.terms.open_slot.saturating_add(OPEN_SLOT_WINDOW);
             unlocked.then_some((Action::Reclaim, Urgency::Rent))?
         }
     };
-    Some(Due { urgency, channel: record.terms.id, action })
+    Some(Due { urgency, channel: channel.terms.id, action })
 }
 
-fn open(record: &ChannelRecord, rules: &Rules, moment: &Moment, retry: bool) -> Option<(Action, Urgency)> {
-    let unclaimed = unclaimed(record);
+fn open(channel: Glance<'_>, rules: &Rules, moment: &Moment, retry: bool) -> Option<(Action, Urgency)> {
+    let unclaimed = unclaimed(channel);
     if !unclaimed.is_zero() {
         // A charge without a time counts as old: better claimed too early than too late.
-        let since = record.unclaimed_since.unwrap_or(UnixMillis(i64::MIN));
+        let since = channel.unclaimed_since.unwrap_or(UnixMillis(i64::MIN));
         if moment.now.since(since) >= rules.max_age {
             return Some((Action::Claim, Urgency::Overdue(since)));
         }
@@ -182,54 +186,22 @@ fn open(record: &ChannelRecord, rules: &Rules, moment: &Moment, retry: bool) -> 
             return Some((Action::Claim, Urgency::Unclaimed(Reverse(unclaimed))));
         }
     }
-    let unpaid = unpaid(record);
+    let unpaid = unpaid(channel);
     (!unpaid.is_zero()).then_some((Action::Distribute, Urgency::Unpaid(Reverse(unpaid))))
 }
 
-fn closing(record: &ChannelRecord, moment: &Moment) -> Option<(Action, Urgency)> {
-    if past_hope(record, moment.now) {
-        return Some((Action::CloseOut, Urgency::Unpaid(Reverse(unpaid(record)))));
+fn closing(channel: Glance<'_>, moment: &Moment) -> Option<(Action, Urgency)> {
+    if past_hope(channel, moment.now) {
+        return Some((Action::CloseOut, Urgency::Unpaid(Reverse(unpaid(channel)))));
     }
-    deadline(record).map(|deadline| (Action::Seal, Urgency::Deadline(deadline)))
+    deadline(channel).map(|deadline| (Action::Seal, Urgency::Deadline(deadline)))
 }
 
 /// Whether a closing channel's deadline is nearer than the margin.
 #[must_use]
-pub fn overdue(record: &ChannelRecord, rules: &Rules, now: UnixMillis) -> bool {
+pub fn overdue<'a>(channel: impl Into<Glance<'a>>, rules: &Rules, now: UnixMillis) -> bool {
     let margin = i64::try_from(rules.seal_margin.as_secs()).unwrap_or(i64::MAX);
-    deadline(record).is_some_and(|deadline| now.seconds() >= deadline.saturating_sub(margin))
-}
-
-/// Keeps the most urgent of many, in bounded memory.
-#[derive(Debug)]
-pub struct Picker {
-    cap: usize,
-    heap: BinaryHeap<Due>,
-    seen: usize,
-}
-
-impl Picker {
-    /// Keeps at most `cap`.
-    #[must_use]
-    pub fn new(cap: usize) -> Self {
-        Self { cap, heap: BinaryHeap::new(), seen: 0 }
-    }
-
-    /// Takes one in, and drops the least urgent where there are too many.
-    pub fn push(&mut self, due: Due) {
-        self.seen = self.seen.saturating_add(1);
-        self.heap.push(due);
-        if self.heap.len() > self.cap {
-            self.heap.pop();
-        }
-    }
-
-    /// The most urgent, in order, and whether others were left out.
-    #[must_use]
-    pub fn finish(self) -> (Vec<Due>, bool) {
-        let more = self.seen > self.cap;
-        (self.heap.into_sorted_vec(), more)
-    }
+    deadline(channel).is_some_and(|deadline| now.seconds() >= deadline.saturating_sub(margin))
 }
 
 #[cfg(test)]
@@ -238,6 +210,7 @@ mod tests {
 
     use super::super::testing::{record, seller};
     use super::*;
+    use crate::ledger::store::ChannelRecord;
 
     const DELAY: i64 = 900;
 
@@ -328,37 +301,7 @@ mod tests {
         assert_eq!(action(&record, Moment { slot: gate + 1, ..moment(0) }), Some(Action::Reclaim));
     }
 
-    fn any_urgency() -> impl Strategy<Value = Urgency> {
-        prop_oneof![
-            any::<i64>().prop_map(Urgency::Deadline),
-            any::<i64>().prop_map(|at| Urgency::Overdue(UnixMillis(at))),
-            any::<u64>().prop_map(|amount| Urgency::Unclaimed(Reverse(amount.into()))),
-            any::<u64>().prop_map(|amount| Urgency::Unpaid(Reverse(amount.into()))),
-            Just(Urgency::Rent),
-        ]
-    }
-
     proptest! {
-        #[test]
-        fn the_picker_keeps_the_most_urgent(
-            all in prop::collection::vec((any_urgency(), any::<u8>()), 0..60),
-            cap in 1_usize..20,
-        ) {
-            let mut dues: Vec<_> = all
-                .into_iter()
-                .map(|(urgency, key)| Due { urgency, channel: Key([key; 32]), action: Action::Claim })
-                .collect();
-            let mut picker = Picker::new(cap);
-            for due in &dues {
-                picker.push(*due);
-            }
-            let (picked, more) = picker.finish();
-            prop_assert_eq!(more, dues.len() > cap);
-            dues.sort();
-            dues.truncate(cap);
-            prop_assert_eq!(picked, dues);
-        }
-
         #[test]
         fn nothing_is_claimed_that_was_not_charged(
             charged in 0_u64..1000, claimed in 0_u64..1000, distributed in 0_u64..1000,

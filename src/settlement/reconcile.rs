@@ -5,6 +5,10 @@
 //! every channel: the books tie out where what was charged is what was signed, nothing is claimed that was not charged,
 //! and both sides hold the same claimed and paid amounts.
 
+use std::future::Future;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
 use super::Settlement;
 use super::plan::{self, unclaimed};
 use super::run::Halt;
@@ -20,6 +24,26 @@ use crate::x402::Key;
 
 /// How many channels are read at once.
 pub(super) const READ_CHANNELS: usize = 1_000;
+/// How much a settlement makes durable at once, over all its batches: a request's charge waits for what shares its flush.
+pub(super) const WRITES_AT_ONCE_MAX: usize = 8;
+
+/// Makes readings durable, some side by side, so that they share a flush of the ledger's store. Ends with the first error;
+/// what was begun by then is carried through.
+pub(super) async fn side_by_side<T>(
+    jobs: Vec<impl Future<Output = Result<T, StoreError>>>,
+    mut done: impl FnMut(T),
+) -> Result<(), StoreError> {
+    let mut waiting = jobs.into_iter();
+    let mut running = FuturesUnordered::new();
+    loop {
+        while running.len() < WRITES_AT_ONCE_MAX {
+            let Some(job) = waiting.next() else { break };
+            running.push(job);
+        }
+        let Some(ended) = running.next().await else { return Ok(()) };
+        done(ended?);
+    }
+}
 
 /// What a channel's address holds.
 enum Reading {
@@ -64,14 +88,35 @@ impl Settlement {
         for keys in keys.chunks(READ_CHANNELS) {
             let read_at = self.clock.now();
             let accounts = self.chain.accounts(keys).await?;
-            for (key, account) in keys.iter().zip(&accounts) {
-                if let Some(record) = self.ledger.channel(key) {
-                    let reading = read(&record.terms, account.as_ref());
-                    self.take_up(&record, reading, read_at).await?;
-                }
-            }
+            let pairs = keys.iter().zip(accounts);
+            let taken_up = pairs.map(|(key, account)| self.take_up_account(key, account, read_at)).collect();
+            side_by_side(taken_up, |()| ()).await?;
         }
         Ok(())
+    }
+
+    /// Takes up what the chain says of a channel, when its turn to write comes.
+    async fn observe(&self, id: &Key, on_chain: OnChain) -> Result<(), StoreError> {
+        // Never closed; and if it were, a write too many does no harm.
+        let _turn = self.writes.acquire().await;
+        self.ledger.observe(id, on_chain).await
+    }
+
+    /// Journals a batch, when its turn to write comes.
+    pub(super) async fn journal(&self, batch: BatchRecord) -> Result<(), StoreError> {
+        let _turn = self.writes.acquire().await;
+        self.ledger.journal_batch(batch).await
+    }
+
+    async fn take_up_account(
+        &self,
+        key: &Key,
+        account: Option<Account>,
+        read_at: UnixMillis,
+    ) -> Result<(), StoreError> {
+        let Some(record) = self.ledger.channel(key) else { return Ok(()) };
+        let reading = read(&record.terms, account.as_ref());
+        self.take_up(&record, reading, read_at).await
     }
 
     async fn take_up(&self, record: &ChannelRecord, reading: Reading, read_at: UnixMillis) -> Result<(), StoreError> {
@@ -85,7 +130,10 @@ impl Settlement {
                 self.state.lock().gone.remove(id);
                 let started_closing =
                     on_chain.status == ChannelStatus::Closing && record.on_chain.status == ChannelStatus::Open;
-                self.ledger.observe(id, on_chain).await?;
+                self.observe(id, on_chain).await?;
+                if on_chain.status == ChannelStatus::Closing {
+                    self.note(id);
+                }
                 if started_closing {
                     tracing::warn!(channel = %id, at_risk = %unclaimed(record), "a payer is closing a channel; it is sealed");
                     self.wake.notify_one();
@@ -139,31 +187,40 @@ impl Settlement {
         if accounts.len() != keys.len() {
             return Err("the chain answered for other channels than were asked for".to_owned());
         }
-        let mut moved = Amount::ZERO;
+        let mut seen = Vec::with_capacity(keys.len());
         for ((channel, amount), account) in batch.lines.iter().zip(&accounts) {
             let Some(record) = self.ledger.channel(channel) else { continue };
             let reading = read(&record.terms, account.as_ref());
-            let seen = self.state.lock().slot;
-            if !shows(batch.kind, *amount, &record.terms, &reading, slot, seen) {
+            let newest = self.state.lock().slot;
+            if !shows(batch.kind, *amount, &record.terms, &reading, slot, newest) {
                 return Err(format!("the chain's answer for channel {channel} is older than the confirmed batch"));
             }
-            let before = match batch.kind {
-                BatchKind::Claim => record.on_chain.claimed,
-                BatchKind::Distribute | BatchKind::Seal | BatchKind::CleanUp => record.on_chain.distributed,
-            };
-            if matches!(reading, Reading::Gone) {
-                self.take_up_end(&record, *amount, read_at).await
-            } else {
-                self.take_up(&record, reading, read_at).await
-            }
-            .map_err(|error| error.to_string())?;
-            let after = self.ledger.channel(channel).map_or(*amount, |record| match batch.kind {
-                BatchKind::Claim => record.on_chain.claimed,
-                BatchKind::Distribute | BatchKind::Seal | BatchKind::CleanUp => record.on_chain.distributed,
-            });
-            moved = moved.saturating_add(after.saturating_sub(before));
+            seen.push((record, reading, *amount));
         }
+        let line = |(record, reading, amount)| self.take_up_line(batch.kind, record, reading, amount, read_at);
+        let taken_up = seen.into_iter().map(line).collect();
+        let mut moved = Amount::ZERO;
+        let taken_up = side_by_side(taken_up, |more| moved = moved.saturating_add(more)).await;
+        taken_up.map_err(|error| error.to_string())?;
         Ok(moved)
+    }
+
+    /// Takes up what a confirmed batch did to one channel, and says how much it moved.
+    async fn take_up_line(
+        &self,
+        kind: BatchKind,
+        record: ChannelRecord,
+        reading: Reading,
+        amount: Amount,
+        read_at: UnixMillis,
+    ) -> Result<Amount, StoreError> {
+        let before = reached(kind, &record.on_chain);
+        match reading {
+            Reading::Gone => self.take_up_end(&record, amount, read_at).await,
+            reading => self.take_up(&record, reading, read_at).await,
+        }?;
+        let after = self.ledger.channel(&record.terms.id);
+        Ok(after.map_or(amount, |record| reached(kind, &record.on_chain)).saturating_sub(before))
     }
 
     /// The channel was drained, by this batch or after it, and the account is gone: what it held at the end is known
@@ -178,7 +235,7 @@ impl Settlement {
             read_at,
             ..record.on_chain
         };
-        self.ledger.observe(&record.terms.id, end).await?;
+        self.observe(&record.terms.id, end).await?;
         self.note_loss(&record.terms.id, record.charged.saturating_sub(claimed));
         self.forget(&record.terms.id).await
     }
@@ -186,6 +243,14 @@ impl Settlement {
     pub(super) fn see_slot(&self, slot: u64) {
         let mut state = self.state.lock();
         state.slot = state.slot.max(slot);
+    }
+}
+
+/// How far a channel has come in what a kind of batch moves.
+const fn reached(kind: BatchKind, on_chain: &OnChain) -> Amount {
+    match kind {
+        BatchKind::Claim => on_chain.claimed,
+        BatchKind::Distribute | BatchKind::Seal | BatchKind::CleanUp => on_chain.distributed,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::batches::{Batches, Told};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::ledger::store::{BatchKind, BatchRecord};
@@ -65,6 +66,25 @@ pub struct BatchReport {
     pub timings: Timings,
 }
 
+impl Told for BatchReport {
+    type Kind = BatchKind;
+
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn kind(&self) -> BatchKind {
+        self.kind
+    }
+
+    fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+}
+
+/// How many channels in trouble a report lists.
+pub const STUCK_LISTED_MAX: usize = 1_000;
+
 /// A channel that was due and could not be put into a batch, or waits after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stuck {
@@ -83,10 +103,14 @@ pub struct Stuck {
 pub struct Report {
     /// How many rounds.
     pub rounds: usize,
-    /// Every batch that was followed up or made.
-    pub batches: Vec<BatchReport>,
-    /// The channels that are in trouble now.
+    /// How often the whole ledger was looked through for what is due.
+    pub looks: usize,
+    /// The batches that were followed up or made.
+    pub batches: Batches<BatchReport>,
+    /// Channels that are in trouble now, up to [`STUCK_LISTED_MAX`] of them.
     pub stuck: Vec<Stuck>,
+    /// How many more are.
+    pub stuck_left_off: usize,
     /// Why nothing new was started, where that is so.
     pub held: Option<String>,
     /// Whether more was due than one round takes.
@@ -96,43 +120,31 @@ pub struct Report {
 impl Report {
     /// Whether a batch was confirmed or dropped.
     #[must_use]
-    pub fn progressed(&self) -> bool {
-        self.batches.iter().any(|batch| matches!(batch.outcome, Outcome::Confirmed { .. } | Outcome::Dropped { .. }))
+    pub const fn progressed(&self) -> bool {
+        self.batches.ends().confirmed > 0 || self.batches.ends().dropped > 0
     }
 
     /// How many batches are signed and of unknown fate.
     #[must_use]
-    pub fn unknown(&self) -> usize {
-        self.batches.iter().filter(|batch| matches!(batch.outcome, Outcome::Unknown { .. })).count()
+    pub const fn unknown(&self) -> usize {
+        self.batches.ends().unknown
     }
 
     /// What confirmed batches of this kind moved.
     #[must_use]
     pub fn moved(&self, kind: BatchKind) -> Amount {
-        self.batches.iter().filter(|batch| batch.kind == kind).fold(Amount::ZERO, |sum, batch| match batch.outcome {
-            Outcome::Confirmed { moved } => sum.saturating_add(moved),
-            _ => sum,
-        })
+        self.batches.ends().moved(kind)
     }
 
     /// Takes up a later round. What is true only of the moment is taken from the later one.
     pub fn append(&mut self, later: Self) {
         self.rounds = self.rounds.saturating_add(later.rounds);
-        append_batches(&mut self.batches, later.batches, |batch| batch.id);
+        self.looks = self.looks.saturating_add(later.looks);
+        self.batches.append(later.batches);
         self.stuck = later.stuck;
+        self.stuck_left_off = later.stuck_left_off;
         self.held = later.held;
         self.more = later.more;
-    }
-}
-
-/// Takes up the batches of a later round. One of unknown fate that was looked up again is told of once; those that were
-/// never journalled have no number to know them by.
-pub(super) fn append_batches<B>(batches: &mut Vec<B>, later: Vec<B>, id: impl Fn(&B) -> u64) {
-    for batch in later {
-        match batches.iter_mut().find(|known| id(known) != 0 && id(known) == id(&batch)) {
-            Some(known) => *known = batch,
-            None => batches.push(batch),
-        }
     }
 }
 

@@ -10,13 +10,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::sleep;
 
 use super::batch::{Draft, Line, LineError, pack};
-use super::plan::{self, Action, Due, Moment, Phase, Picker};
-use super::report::{BatchReport, Outcome, Report, Stuck, Timings};
+use super::plan::{self, Action, Due, Phase};
+use super::report::{Outcome, Report, STUCK_LISTED_MAX, Stuck, Timings};
 use super::trouble::{Trouble, advice};
 use super::{Filter, Settlement, Trigger, destination};
 use crate::chain::ChainError;
 use crate::ledger::channel::Seller;
-use crate::ledger::store::{BatchKind, BatchRecord, ChannelRecord, StoreError};
+use crate::ledger::store::{BatchKind, ChannelRecord, StoreError};
 use crate::scheme::svm::associated_token_account;
 use crate::x402::Key;
 
@@ -75,7 +75,9 @@ impl Settlement {
             attempts: trouble.attempts,
             error: trouble.error.clone(),
         };
-        report.stuck = state.troubles.iter().filter(|(_, trouble)| trouble.until > now).map(stuck).collect();
+        let mut troubled = state.troubles.iter().filter(|(_, trouble)| trouble.until > now);
+        report.stuck = troubled.by_ref().take(STUCK_LISTED_MAX).map(stuck).collect();
+        report.stuck_left_off = troubled.count();
         report
     }
 
@@ -108,7 +110,7 @@ impl Settlement {
             return Ok(());
         }
         let open = self.ledger.open_batches();
-        let (planned, more) = self.plan(phase, trigger, filter, &open);
+        let (planned, more) = self.pick(phase, trigger, filter, &open, report);
         report.more |= more;
         let mut unsettled = false;
         if !planned.is_empty() {
@@ -116,11 +118,10 @@ impl Settlement {
             self.refresh(&keys).await?;
             let lines = self.lines(phase, trigger, &planned).await?;
             let drafts = self.pack(lines);
-            let first = report.batches.len();
+            let before = report.batches.ends().unsettled();
             let left = self.carry_all(drafts, open.len(), report).await;
             report.more |= left;
-            let confirmed = |batch: &BatchReport| matches!(batch.outcome, Outcome::Confirmed { .. });
-            unsettled = left || !report.batches.iter().skip(first).all(confirmed);
+            unsettled = left || report.batches.ends().unsettled() > before;
         }
         if phase == Phase::Claims && matches!(filter, Filter::All) {
             // What was dropped, or waits, is still part of the sweep.
@@ -130,58 +131,14 @@ impl Settlement {
         Ok(())
     }
 
-    fn plan(&self, phase: Phase, trigger: Trigger, filter: &Filter, open: &[BatchRecord]) -> (Vec<Due>, bool) {
-        let now = self.clock.now();
-        let busy: HashSet<Key> =
-            open.iter().flat_map(|batch| batch.lines.iter().map(|(channel, _)| *channel)).collect();
-        let mut picker = Picker::new(self.options.round_channels_max.max(1));
-        let (moment, passed_over) = {
-            let state = self.state.lock();
-            let all = trigger != Trigger::Clock;
-            (Moment { now, slot: state.slot, sweep: state.sweeping, all }, state.gone.clone())
-        };
-        // The ledger's shards are visited before our own lock is taken: neither is ever held inside the other.
-        let mut found = Vec::new();
-        let mut take = |found: &mut Vec<(Due, Option<Due>)>| {
-            let state = self.state.lock();
-            let trouble = |due: &Due| state.troubles.of(&due.channel, due.action.kind());
-            for (with_retry, without) in found.drain(..) {
-                // A claim that is due only because it failed before needs its failure.
-                let due = if trouble(&with_retry).is_some() { Some(with_retry) } else { without };
-                let ready = |due: &Due| trouble(due).is_none_or(|trouble| trouble.until <= now);
-                if let Some(due) = due.filter(|due| due.action.phase() == phase && ready(due)) {
-                    picker.push(due);
-                }
-            }
-        };
-        self.ledger.for_each(&mut |record| {
-            let id = &record.terms.id;
-            if busy.contains(id) || passed_over.contains(id) || !filter.admits(id) || !self.is_ours(record) {
-                return;
-            }
-            if let Some(due) = plan::due(record, &self.options.rules, &moment, true) {
-                found.push((due, plan::due(record, &self.options.rules, &moment, false)));
-            }
-            if found.len() >= 1024 {
-                take(&mut found);
-            }
-        });
-        take(&mut found);
-        picker.finish()
-    }
-
     /// Makes lines of what is still due after the channels were read again (specification, section 6.2, step 2).
     async fn lines(&self, phase: Phase, trigger: Trigger, planned: &[Due]) -> Result<Vec<Line>, Halt> {
-        let now = self.clock.now();
-        let (slot, sweep) = {
-            let state = self.state.lock();
-            (state.slot, state.sweeping)
-        };
-        let moment = Moment { now, slot, sweep, all: trigger != Trigger::Clock };
+        let moment = self.moment(trigger);
         let still_due = |due: &Due| {
             let record = self.ledger.channel(&due.channel)?;
-            // It was due when it was planned; only what it is due for may have changed.
-            let due = plan::due(&record, &self.options.rules, &moment, due.action == Action::Claim)?;
+            let failed = self.state.lock().troubles.of(&due.channel, BatchKind::Claim).is_some();
+            // It was due when it was looked at; what it is due for may have changed.
+            let due = plan::due(&record, &self.options.rules, &moment, failed)?;
             (due.action.phase() == phase).then_some((due.action, record))
         };
         let dues: Vec<(Action, ChannelRecord)> = planned.iter().filter_map(still_due).collect();

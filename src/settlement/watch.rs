@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, sleep_until};
 
 use super::Settlement;
+use super::plan;
 use super::reconcile::is_same;
 use super::run::Halt;
 use crate::clock::UnixMillis;
@@ -65,7 +66,9 @@ impl Settlement {
         }
     }
 
-    /// Reads the channels that were not read for longest, and takes up what the chain says.
+    /// Reads the channels that were not read for longest, and takes up what the chain says. Three quarters of them are
+    /// such on which something is unclaimed, where there are so many: a payer who closes must be seen in time there,
+    /// however many other channels are known.
     ///
     /// # Errors
     /// Where the chain gives no answer, or the ledger's store fails.
@@ -74,16 +77,22 @@ impl Settlement {
         // Channels under way are read by their batch; an older reading must not come in between.
         let busy: HashSet<Key> =
             self.ledger.open_batches().iter().flat_map(|batch| batch.lines.iter().map(|(key, _)| *key)).collect();
-        let mut oldest: BinaryHeap<(UnixMillis, Key)> = BinaryHeap::new();
-        self.ledger.for_each(&mut |record| {
-            if self.is_ours(record) && !busy.contains(&record.terms.id) {
-                oldest.push((record.on_chain.read_at, record.terms.id));
-                if oldest.len() > self.options.watch_channels_max {
-                    oldest.pop();
+        let most = self.options.watch_channels_max;
+        let (mut owing, mut others) = (Oldest::default(), Oldest::default());
+        self.ledger.glance(
+            |channel| {
+                let owes = !plan::unclaimed(channel).is_zero();
+                self.is_ours(channel).then_some((owes, channel.on_chain.read_at, channel.terms.id))
+            },
+            |(owes, read_at, id)| {
+                if !busy.contains(&id) {
+                    if owes { &mut owing } else { &mut others }.push(read_at, id, most);
                 }
-            }
-        });
-        let keys: Vec<Key> = oldest.into_sorted_vec().into_iter().map(|(_, key)| key).collect();
+            },
+        );
+        let (owing, others) = (owing.finish(), others.finish());
+        let room = most.saturating_sub(most / 4).max(most.saturating_sub(others.len()));
+        let keys: Vec<Key> = owing.into_iter().take(room).chain(others).take(most).collect();
         self.refresh(&keys).await
     }
 
@@ -133,5 +142,23 @@ impl Settlement {
             let terms = Terms::derive(Arc::clone(seller), payer, authorizer, account.salt, account.open_slot);
             (terms.id == *key && is_same(&terms, account)).then_some(terms)
         })
+    }
+}
+
+/// The channels that were not read for longest, in bounded memory.
+#[derive(Default)]
+struct Oldest(BinaryHeap<(UnixMillis, Key)>);
+
+impl Oldest {
+    fn push(&mut self, read_at: UnixMillis, id: Key, most: usize) {
+        self.0.push((read_at, id));
+        if self.0.len() > most {
+            self.0.pop();
+        }
+    }
+
+    /// The oldest first.
+    fn finish(self) -> Vec<Key> {
+        self.0.into_sorted_vec().into_iter().map(|(_, key)| key).collect()
     }
 }

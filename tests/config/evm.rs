@@ -469,6 +469,10 @@ fn a_mistake_is_told_once_with_line_value_and_remedy() {
             ":4 settlement.batch_channels: does nothing without a Solana network. Write claims_per_batch",
         ),
         (
+            elsewhere("settlement: {batches_in_flight: 4}"),
+            ":4 settlement.batches_in_flight: does nothing without a Solana network. Leave it out.",
+        ),
+        (
             elsewhere("settlement: {claims_per_batch: 101}"),
             ":4 settlement.claims_per_batch: \"101\" is out of range. Write 1 to 100.",
         ),

@@ -235,6 +235,7 @@ fn refusals() {
         (format!("{sandbox}queue: {{wait: 1s, gap_wait: 2s}}"), "queue.gap_wait: \"2s\" is longer than 1s."),
         (format!("{sandbox}limits: {{header_bytes: 1}}"), "is out of range. Write 16384 to 1048576 bytes."),
         (format!("{sandbox}settlement: {{batch_channels: 5}}"), "is out of range. Write 1 to 4."),
+        (format!("{sandbox}settlement: {{batches_in_flight: 0}}"), "is out of range. Write 1 to 64."),
         (
             format!("{sandbox}settlement: {{max_age: 20h, close_margin: 5h}}"),
             "together are longer than withdraw_delay (1d).",

@@ -58,6 +58,43 @@ async fn many_channels_are_claimed_in_batches_and_paid_out_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_rounds_are_made_of_a_few_looks_and_paid_out_once() {
+    let (world, sum) = charged(400).await;
+    let options = EvmOptions { batch_claims: 10, round_batches_max: 4, backlog_channels_max: 100, ..world.options() };
+    let settlement = world.settlement_with(options);
+    let report = settle(&settlement).await;
+    assert_eq!((confirmed(&report, EvmBatchKind::Claim), confirmed(&report, EvmBatchKind::Settle)), (40, 1));
+    // One look for each backlog and one that finds no more, and one for the payout; the ten rounds need none of their own.
+    assert!(report.rounds >= 10 && report.looks <= 6, "{} rounds, {} looks", report.rounds, report.looks);
+    let asked = world.facilitator.asked("claim");
+    let totals = asked.iter().flat_map(|asked| asked["claims"].as_array().unwrap().iter());
+    let totals: Vec<u128> = totals.map(|claim| claim["totalClaimed"].as_str().unwrap().parse().unwrap()).collect();
+    assert!(totals.len() == 400 && totals.is_sorted_by(|a, b| a >= b), "the largest are claimed first: {totals:?}");
+    assert_eq!(world.contract.payouts(), [sum]);
+    world.assert_tied(sum);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_withdrawal_in_the_middle_of_many_rounds_comes_first() {
+    let (world, sum) = charged(100).await;
+    let options = EvmOptions { batch_claims: 10, round_batches_max: 1, ..world.options() };
+    let settlement = world.settlement_with(options);
+    assert!(settlement.step(Trigger::Pressed).await.more);
+    // The smallest, far down the list.
+    world.contract.initiate_withdraw(&world.terms(1).config(), DEPOSIT).unwrap();
+    assert_eq!(settlement.watch().await.unwrap(), 1);
+    let report = settlement.step(Trigger::Pressed).await;
+    assert_eq!((report.looks, report.batches[0].lines[0]), (0, (world.id(1), Amount::new(100))));
+    // What fails is tried again in halves before the rest of the list.
+    world.facilitator.fault("claim", [Fault::Refuse]);
+    let refused = settlement.step(Trigger::Pressed).await.batches[0].lines.clone();
+    let again = settlement.step(Trigger::Pressed).await.batches[0].lines.clone();
+    assert_eq!(again, refused[..5]);
+    settle(&settlement).await;
+    world.assert_tied(sum);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_threshold_key_signs_what_the_contract_takes() {
     let signer = tokio::task::spawn_blocking(|| EcdsaSigner::ephemeral(rules()).unwrap()).await.unwrap();
     let mut world = World::new().await;

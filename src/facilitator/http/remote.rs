@@ -6,10 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
@@ -18,7 +16,8 @@ use super::handover::Payload;
 use super::{CONNECT_TIMEOUT, HttpFacilitatorError, Outcome, RemoteOptions, SUPPORTED_TIMEOUT};
 use crate::facilitator::interface::{Payment, Supported};
 use crate::http_client::endpoint::Endpoint;
-use crate::http_client::{causes, connector, read, retry_after};
+use crate::http_client::home::Home;
+use crate::http_client::{Connector, causes, connector, read, retry_after};
 
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -44,16 +43,16 @@ impl Call {
 /// Connections to all facilitators.
 pub(super) struct Http {
     /// Connections that are kept open.
-    kept: Client<HttpsConnector<HttpConnector>, Payload>,
+    kept: Client<Connector, Payload>,
     /// A connection of its own for each request: one that is kept may have been closed by the other side unseen, and a
     /// settlement that is written to it is in doubt for nothing.
-    fresh: Client<HttpsConnector<HttpConnector>, Payload>,
+    fresh: Client<Connector, Payload>,
 }
 
 impl Http {
     pub(super) fn new() -> Result<Self, HttpFacilitatorError> {
         let connector = connector(CONNECT_TIMEOUT).map_err(HttpFacilitatorError::Tls)?;
-        let mut builder = Client::builder(TokioExecutor::new());
+        let mut builder = Client::builder(Home::here());
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(60));
         let kept = builder.build(connector.clone());
         let fresh = builder.pool_max_idle_per_host(0).build(connector);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::super::Outcome;
 use super::EvmSettlement;
-use super::plan::{EvmDue, Urgency};
+use super::plan::{EvmLine, Urgency};
 use super::report::EvmBatchReport;
 use super::wait::Vain;
 use crate::amount::Amount;
@@ -48,7 +48,7 @@ enum Unmade {
 
 impl EvmSettlement {
     /// Makes a claim of what is due and takes it as far as it goes.
-    pub(super) async fn carry(&self, due: Vec<EvmDue>) -> EvmBatchReport {
+    pub(super) async fn carry(&self, due: Vec<EvmLine>) -> EvmBatchReport {
         match self.make(&due).await {
             Ok(batch) => self.send_claim(batch).await,
             Err(unmade) => self.refused(&due, unmade),
@@ -56,14 +56,14 @@ impl EvmSettlement {
     }
 
     /// Approves, signs and journals.
-    async fn make(&self, due: &[EvmDue]) -> Result<EvmBatch, Unmade> {
+    async fn make(&self, due: &[EvmLine]) -> Result<EvmBatch, Unmade> {
         let seller = due.first().map(|line| &line.record.terms.seller);
         let seller = seller.ok_or_else(|| Unmade::Halted("an empty batch".to_owned()))?;
         let started = Instant::now();
-        let claims: Option<Vec<EvmClaim>> = due.iter().map(|line| claim_of(&line.record, line.total)).collect();
+        let claims: Option<Vec<EvmClaim>> = due.iter().map(|line| claim_of(&line.record, line.due.total)).collect();
         let claims = claims.ok_or_else(|| Unmade::Halted("a channel without a voucher is due".to_owned()))?;
         let contract = Deployment { chain_id: seller.chain_id, address: contracts::BATCH_SETTLEMENT };
-        let moving = due.iter().fold(Amount::ZERO, |sum, line| sum.saturating_add(line.moving()));
+        let moving = due.iter().fold(Amount::ZERO, |sum, line| sum.saturating_add(line.due.moving()));
         let request = EvmRequest::ClaimBatch { contract, claims: claims.clone() };
         let approved = self.parts.policy.approve(request, moving).map_err(|why| Unmade::Forbidden(why.to_string()))?;
         let signature = self.parts.signer.sign(approved).await.map_err(|error| match error {
@@ -76,7 +76,7 @@ impl EvmSettlement {
             kind: EvmBatchKind::Claim,
             network: seller.network.clone(),
             token: seller.token,
-            lines: due.iter().map(|line| (line.record.terms.id, line.total)).collect(),
+            lines: due.iter().map(|line| (line.due.channel, line.due.total)).collect(),
             request: claim_request(&claims, &signature).to_string(),
             transaction: None,
             state: BatchState::Signed,
@@ -88,15 +88,16 @@ impl EvmSettlement {
         Ok(batch)
     }
 
-    fn refused(&self, due: &[EvmDue], unmade: Unmade) -> EvmBatchReport {
-        let lines: Vec<_> = due.iter().map(|line| (line.record.terms.id, line.total)).collect();
+    fn refused(&self, due: &[EvmLine], unmade: Unmade) -> EvmBatchReport {
+        let lines: Vec<_> = due.iter().map(|line| (line.due.channel, line.due.total)).collect();
         let why = match unmade {
             Unmade::Forbidden(why) => {
                 match due {
-                    [line] => self.blame(line.record.terms.id, &why, line.urgency == Urgency::Withdrawal),
+                    [line] => self.blame(line.due.channel, &why, line.due.urgency == Urgency::Withdrawal),
                     // A limit on the whole may let parts of it pass.
                     _ => self.split(&lines.iter().map(|(channel, _)| *channel).collect::<Vec<_>>(), &why),
                 }
+                lines.iter().for_each(|(channel, _)| self.note(channel));
                 why
             }
             Unmade::Halted(why) => {
@@ -292,6 +293,7 @@ impl EvmSettlement {
             }
             lines => self.split(&lines.iter().map(|(channel, _)| *channel).collect::<Vec<_>>(), &why),
         }
+        batch.lines.iter().for_each(|(channel, _)| self.note(channel));
         self.parts.observer.dropped(&batch, &why);
         report(batch, Outcome::Dropped { why })
     }

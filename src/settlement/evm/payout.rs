@@ -16,8 +16,9 @@ use super::wait::Vain;
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::facilitator::interface::{InterfaceError, Settled};
+use crate::ledger::channel::Evm;
 use crate::ledger::channel::evm::{EvmBatch, EvmBatchKind};
-use crate::ledger::store::BatchState;
+use crate::ledger::store::{BatchState, GlanceOf};
 use crate::scheme::evm::EvmSeller;
 use crate::x402::Reason;
 use crate::x402::evm::Address;
@@ -42,6 +43,8 @@ impl EvmSettlement {
     /// Pays out what is claimed and not paid out, each token by itself.
     pub(super) async fn pay_out(&self, report: &mut EvmReport) {
         let claimed = self.claimed();
+        report.looks = report.looks.saturating_add(1);
+        self.state.lock().paid_out_at = self.parts.clock.now();
         for seller in &self.options.sellers {
             let claimed = claimed.get(&seller.token).copied().unwrap_or(Amount::ZERO);
             let due = self.may_owe(seller.token, claimed) && self.may_look(seller.token);
@@ -81,9 +84,14 @@ impl EvmSettlement {
         }
     }
 
+    /// Whether it was long enough ago that anything was paid out to do so though there is more to claim.
+    pub(super) fn may_pay_out_between(&self) -> bool {
+        let now = self.parts.clock.now();
+        now.since(self.state.lock().paid_out_at) >= self.options.tick
+    }
+
     /// Of how many tokens something may be claimed and not paid out.
-    pub(super) fn unpaid(&self) -> usize {
-        let claimed = self.claimed();
+    pub(super) fn unpaid(&self, claimed: &HashMap<Address, Amount>) -> usize {
         let claimed = |token| claimed.get(token).copied().unwrap_or(Amount::ZERO);
         self.options.sellers.iter().filter(|seller| self.may_owe(seller.token, claimed(&seller.token))).count()
     }
@@ -107,16 +115,25 @@ impl EvmSettlement {
         self.state.lock().payouts.get(&token).is_none_or(|payout| payout.until <= now)
     }
 
-    /// All that is known to be claimed of our channels, by token.
+    /// All that is known to be claimed of our channels, by token. Looks through the ledger.
     fn claimed(&self) -> HashMap<Address, Amount> {
-        let mut claimed: HashMap<Address, Amount> = HashMap::new();
-        self.parts.ledger.for_each(&mut |record| {
-            if let Some(seller) = self.seller_of(record) {
-                let sum = claimed.entry(seller.token).or_insert(Amount::ZERO);
-                *sum = sum.saturating_add(record.on_chain.claimed);
-            }
-        });
+        let mut claimed = HashMap::new();
+        self.parts.ledger.glance(
+            |channel| {
+                self.add_claimed(channel, &mut claimed);
+                None
+            },
+            |()| (),
+        );
         claimed
+    }
+
+    /// Adds what is claimed of a channel of ours to its token's sum.
+    pub(super) fn add_claimed(&self, channel: GlanceOf<'_, Evm>, claimed: &mut HashMap<Address, Amount>) {
+        if let Some(seller) = self.seller_of(channel) {
+            let sum = claimed.entry(seller.token).or_insert(Amount::ZERO);
+            *sum = sum.saturating_add(channel.on_chain.claimed);
+        }
     }
 
     async fn make_payout(&self, seller: &EvmSeller) -> Result<EvmBatch, String> {

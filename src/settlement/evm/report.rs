@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::super::Outcome;
-use super::super::report::append_batches;
+use super::super::batches::{Batches, Told};
 use super::plan;
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::ledger::channel::Evm;
 use crate::ledger::channel::evm::{EvmBatch, EvmBatchKind};
-use crate::ledger::store::RecordOf;
+use crate::ledger::store::GlanceOf;
 use crate::x402::evm::{Address, B256};
 
 /// One batch of a round.
@@ -29,17 +29,39 @@ pub struct EvmBatchReport {
     pub outcome: Outcome,
 }
 
+impl Told for EvmBatchReport {
+    type Kind = EvmBatchKind;
+
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn kind(&self) -> EvmBatchKind {
+        self.kind
+    }
+
+    fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+}
+
 /// What one round did, or several.
 #[derive(Clone, Debug, Default)]
 pub struct EvmReport {
     /// How many rounds.
     pub rounds: usize,
-    /// Every batch that was followed up or made.
-    pub batches: Vec<EvmBatchReport>,
+    /// How often the whole ledger was looked through for what is due, or for what is claimed.
+    pub looks: usize,
+    /// The batches that were followed up or made.
+    pub batches: Batches<EvmBatchReport>,
     /// Why nothing new was started, where that is so.
     pub held: Option<String>,
-    /// Channels that wait after a failure, with their last error.
+    /// Channels that wait after a failure, with their last error, up to [`STUCK_LISTED_MAX`] of them.
+    ///
+    /// [`STUCK_LISTED_MAX`]: crate::settlement::report::STUCK_LISTED_MAX
     pub stuck: Vec<(B256, String)>,
+    /// How many more do.
+    pub stuck_left_off: usize,
     /// Whether more was due than one round takes, or a batch that failed is tried again in parts.
     pub more: bool,
 }
@@ -47,25 +69,24 @@ pub struct EvmReport {
 impl EvmReport {
     /// Whether the fate of a batch was decided.
     #[must_use]
-    pub fn progressed(&self) -> bool {
-        self.batches.iter().any(|batch| !matches!(batch.outcome, Outcome::Unknown { .. }))
+    pub const fn progressed(&self) -> bool {
+        self.batches.ends().total() > self.batches.ends().unknown
     }
 
     /// What confirmed batches of this kind moved.
     #[must_use]
     pub fn moved(&self, kind: EvmBatchKind) -> Amount {
-        self.batches.iter().filter(|batch| batch.kind == kind).fold(Amount::ZERO, |sum, batch| match batch.outcome {
-            Outcome::Confirmed { moved } => sum.saturating_add(moved),
-            _ => sum,
-        })
+        self.batches.ends().moved(kind)
     }
 
     /// Takes up a later round. What is true only of the moment is taken from the later one.
     pub fn append(&mut self, later: Self) {
         self.rounds = self.rounds.saturating_add(later.rounds);
-        append_batches(&mut self.batches, later.batches, |batch| batch.id);
+        self.looks = self.looks.saturating_add(later.looks);
+        self.batches.append(later.batches);
         self.held = later.held;
         self.stuck = later.stuck;
+        self.stuck_left_off = later.stuck_left_off;
         self.more = later.more;
     }
 }
@@ -100,14 +121,14 @@ pub struct EvmStatus {
 }
 
 impl EvmStatus {
-    pub(super) fn tally(&mut self, record: &RecordOf<Evm>, now: UnixMillis) {
-        if let Some(total) = plan::claimable(record) {
-            self.unclaimed = self.unclaimed.saturating_add(total.saturating_sub(record.on_chain.claimed));
-            let age = record.unclaimed_since.map(|since| now.since(since));
+    pub(super) fn tally(&mut self, channel: GlanceOf<'_, Evm>, now: UnixMillis) {
+        if let Some(total) = plan::claimable(channel) {
+            self.unclaimed = self.unclaimed.saturating_add(total.saturating_sub(channel.on_chain.claimed));
+            let age = channel.unclaimed_since.map(|since| now.since(since));
             self.oldest_unclaimed = self.oldest_unclaimed.max(age);
         }
-        self.lost = self.lost.saturating_add(record.channel().lost());
-        self.withdrawing = self.withdrawing.saturating_add(usize::from(record.on_chain.is_withdrawing()));
+        self.lost = self.lost.saturating_add(channel.lost());
+        self.withdrawing = self.withdrawing.saturating_add(usize::from(channel.on_chain.is_withdrawing()));
     }
 }
 

@@ -5,8 +5,9 @@
 
 use tokio::time::sleep;
 
+use super::super::report::STUCK_LISTED_MAX;
 use super::super::{Outcome, Trigger};
-use super::plan::{self, EvmDue, EvmMoment};
+use super::plan::{self, EvmLine};
 use super::report::EvmReport;
 use super::{EvmFilter, EvmSettlement};
 use crate::amount::Amount;
@@ -46,17 +47,21 @@ impl EvmSettlement {
             self.claim(trigger, filter, &mut report).await;
         }
         // Every channel is looked at for it, so not at every tick. A refund's claim is found with the next sweep.
-        let claimed = report.batches.iter().any(|batch| matches!(batch.outcome, Outcome::Confirmed { .. }));
+        let claimed = report.batches.ends().confirmed > 0;
         let look = swept || claimed || trigger == Trigger::Demand || self.payout_is_due();
+        // While there is more to claim, one payout of what many rounds claimed will do.
+        let look = look && (!report.more || self.may_pay_out_between());
         if look && self.open_batches().is_empty() && !self.is_held() {
             self.pay_out(&mut report).await;
         }
         let now = self.parts.clock.now();
         let state = self.state.lock();
         report.held = state.hold.as_ref().filter(|hold| hold.until > now).map(|hold| hold.error.clone());
-        let waiting = state.waits.iter().filter(|(_, wait)| wait.until > now);
-        report.stuck = waiting.map(|(channel, wait)| (*channel, wait.error.clone())).collect();
+        let mut waiting = state.waits.iter().filter(|(_, wait)| wait.until > now);
+        let listed = waiting.by_ref().take(STUCK_LISTED_MAX);
+        report.stuck = listed.map(|(channel, wait)| (*channel, wait.error.clone())).collect();
         report.stuck.sort();
+        report.stuck_left_off = waiting.count();
         report
     }
 
@@ -79,13 +84,17 @@ impl EvmSettlement {
     }
 
     async fn claim(&self, trigger: Trigger, filter: &EvmFilter, report: &mut EvmReport) {
-        let batches = self.plan(trigger, filter);
-        report.more = batches.len() > self.options.round_batches_max;
+        let (lines, more) = self.pick(trigger, filter, report);
+        let share = self.shares(&lines);
+        let batches = plan::pack(lines, self.options.batch_total_max, &|due| share(&due.channel));
+        report.more = more || batches.len() > self.options.round_batches_max;
         // Whether something stays due that the sweep has not claimed.
         let mut left = report.more;
-        for batch in batches.into_iter().take(self.options.round_batches_max) {
+        let mut batches = batches.into_iter();
+        for batch in batches.by_ref().take(self.options.round_batches_max) {
             if self.stopping() || self.is_held() {
                 left = true;
+                self.put_back(batch);
                 break;
             }
             match self.is_worth_it(&batch).await {
@@ -104,42 +113,19 @@ impl EvmSettlement {
                 Some(false) => left = true,
                 None => {
                     left = true;
+                    self.put_back(batch);
                     break;
                 }
             }
         }
+        batches.for_each(|batch| self.put_back(batch));
         if trigger == Trigger::Clock && !left {
             self.state.lock().sweeping = false;
         }
     }
 
-    fn plan(&self, trigger: Trigger, filter: &EvmFilter) -> Vec<Vec<EvmDue>> {
-        let now = self.parts.clock.now();
-        let everything = matches!(trigger, Trigger::Pressed | Trigger::Demand);
-        let (sweeping, waits) = {
-            let state = self.state.lock();
-            (state.sweeping, state.waits.clone())
-        };
-        let moment = EvmMoment { now, sweeping, everything };
-        let longest_urgent = self.options.backoff.longest_urgent;
-        let mut due = Vec::new();
-        self.parts.ledger.for_each(&mut |record| {
-            let id = &record.terms.id;
-            let wanted = filter.as_ref().is_none_or(|wanted| wanted.contains(id));
-            let urgent = record.on_chain.is_withdrawing();
-            let waits = || waits.get(id).is_some_and(|wait| wait.holds(now, urgent, longest_urgent));
-            if wanted && self.is_ours(record) && !waits() {
-                due.extend(plan::due(record, &self.options.rules, moment));
-            }
-        });
-        let fit = self.parts.cost.as_ref().map_or(super::CLAIMS_MAX, |cost| cost.claims_max());
-        let claims_max = self.options.batch_claims.min(fit).clamp(1, super::CLAIMS_MAX);
-        let share = |line: &EvmDue| waits.get(&line.record.terms.id).map_or(claims_max, |wait| wait.claims_max);
-        plan::pack(due, self.options.batch_total_max, &|line| share(line).min(claims_max))
-    }
-
     /// Whether a batch is worth its cost; `None` where that cannot be found out, and it does not press.
-    async fn is_worth_it(&self, batch: &[EvmDue]) -> Option<bool> {
+    async fn is_worth_it(&self, batch: &[EvmLine]) -> Option<bool> {
         let multiple = self.options.rules.worth_multiple;
         let Some(cost) = self.parts.cost.as_ref().filter(|_| multiple > 0) else { return Some(true) };
         if plan::worth_it(batch, Amount::new(u128::MAX), multiple) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::super::reconcile::side_by_side;
 use super::EvmSettlement;
 use super::plan;
 use crate::clock::UnixMillis;
@@ -52,20 +53,25 @@ impl EvmSettlement {
     pub async fn watch(&self) -> Result<usize, EvmHalt> {
         let busy: HashSet<B256> =
             self.open_batches().iter().flat_map(|batch| batch.lines.iter().map(|(id, _)| *id)).collect();
-        let untold = self.state.lock().untold.clone();
         let mut oldest: BinaryHeap<(UnixMillis, B256)> = BinaryHeap::new();
-        self.parts.ledger.for_each(&mut |record| {
-            let id = record.terms.id;
-            // What a payer took out unclaimed can come back, and a channel that is shut opens when its refund is over.
-            let open = record.charged > record.on_chain.claimed || record.closed;
-            if open && self.is_ours(record) && !busy.contains(&id) {
-                let looked_at = untold.get(&id).map_or(record.on_chain.read_at, |at| record.on_chain.read_at.max(*at));
-                oldest.push((looked_at, id));
+        self.parts.ledger.glance(
+            |channel| {
+                // What a payer took out unclaimed can come back, and a channel that is shut opens when its refund is over.
+                let open = channel.charged > channel.on_chain.claimed || channel.closed;
+                let watched = open && self.is_ours(channel);
+                watched.then_some((channel.on_chain.read_at, channel.terms.id))
+            },
+            |(read_at, id)| {
+                if busy.contains(&id) {
+                    return;
+                }
+                let untold = self.state.lock().untold.get(&id).copied();
+                oldest.push((untold.map_or(read_at, |at| read_at.max(at)), id));
                 if oldest.len() > self.options.watch_channels_max {
                     oldest.pop();
                 }
-            }
-        });
+            },
+        );
         let ids: Vec<B256> = oldest.into_sorted_vec().into_iter().map(|(_, id)| id).collect();
         let mut withdrawing = 0_usize;
         for some in ids.chunks(READ_CHANNELS) {
@@ -73,6 +79,7 @@ impl EvmSettlement {
             for record in some.iter().filter_map(|id| self.parts.ledger.channel(id)) {
                 if record.on_chain.is_withdrawing() && plan::claimable(&record).is_some() {
                     withdrawing = withdrawing.saturating_add(1);
+                    self.note(&record.terms.id);
                     tracing::warn!(
                         channel = %record.terms.id, ends_at = record.on_chain.withdraw_ends_at,
                         "a payer is withdrawing; what was charged is claimed at once"
@@ -90,17 +97,19 @@ impl EvmSettlement {
         let records: Vec<_> = ids.iter().filter_map(|id| ledger.channel(id)).collect();
         let readings = self.parts.channels.read(&records).await?;
         let mut told = HashSet::new();
+        let mut observed = Vec::new();
         for (record, reading) in records.iter().zip(readings) {
             let id = record.terms.id;
             match reading {
-                Some(on_chain) => {
-                    ledger.observe(&id, on_chain).await?;
-                    told.insert(id);
-                    self.state.lock().untold.remove(&id);
-                }
+                Some(on_chain) => observed.push(async move { ledger.observe(&id, on_chain).await.map(|()| id) }),
                 None => drop(self.state.lock().untold.insert(id, asked_at)),
             }
         }
+        let took_up = |id| {
+            self.state.lock().untold.remove(&id);
+            told.insert(id);
+        };
+        side_by_side(observed, took_up).await?;
         Ok(told)
     }
 }

@@ -8,17 +8,18 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request};
 use http_body_util::Full;
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::ASIDE;
-use crate::http_client::{causes, read};
+use crate::http_client::home::Home;
+use crate::http_client::{Connector, causes, read};
 use crate::signer::rules::rule;
 use crate::signer::wire::{BODY_BYTES_MAX, Call, Cause, Hello, INSTANCE, Introduction, Reply};
 use crate::telemetry::Telemetry;
@@ -85,7 +86,7 @@ impl PeerError {
 /// One cosigner.
 pub(super) struct Peer {
     settings: CosignerSettings,
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
     telemetry: Option<Arc<Telemetry>>,
     state: Mutex<State>,
 }
@@ -116,11 +117,11 @@ impl Peer {
                 .wrap_connector(connector),
             Err(_) => builder.enable_http1().wrap_connector(connector),
         };
-        let client = Client::builder(TokioExecutor::new())
+        let client = Client::builder(Home::here())
             .pool_idle_timeout(IDLE_LIFE)
             .pool_max_idle_per_host(IDLE_MAX)
             .pool_timer(TokioTimer::new())
-            .build(connector);
+            .build(Home::here().connecting(connector));
         Self { settings, client, telemetry, state: Mutex::default() }
     }
 

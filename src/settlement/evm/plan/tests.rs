@@ -28,6 +28,12 @@ fn record(number: u8, balance: u64, claimed: u64, charged: u64, signed: u64) -> 
     }
 }
 
+/// A line that claims all that was charged.
+fn line(record: RecordOf<Evm>, urgency: Urgency) -> EvmLine {
+    let due = due(&record, &RULES, EvmMoment { everything: true, ..at(1) }).unwrap();
+    EvmLine { due: EvmDue { urgency, ..due }, record }
+}
+
 fn at(seconds: i64) -> EvmMoment {
     EvmMoment { now: UnixMillis(seconds * 1000), sweeping: false, everything: false }
 }
@@ -57,7 +63,7 @@ fn a_channel_is_due_for_the_most_urgent_reason() {
 
 #[test]
 fn a_batch_waits_until_it_is_worth_its_cost_unless_it_presses() {
-    let line = |urgency| EvmDue { record: record(1, 1_000, 0, 500, 600), total: 500u64.into(), urgency };
+    let line = |urgency| line(record(1, 1_000, 0, 500, 600), urgency);
     for (urgency, cost, worth) in [
         (Urgency::Amount, 50u64, true),
         (Urgency::Amount, 51, false),
@@ -89,18 +95,14 @@ proptest! {
         total_max in 40u128..300,
     ) {
         let urgencies = [Urgency::Withdrawal, Urgency::Age, Urgency::Pressed, Urgency::Amount];
-        let due: Vec<EvmDue> = (1u8..)
+        let due: Vec<EvmLine> = (1u8..)
             .zip(&lines)
-            .map(|(number, (urgency, charged, _))| EvmDue {
-                record: record(number, 1_000, 0, *charged, 60),
-                total: (*charged).into(),
-                urgency: urgencies[*urgency],
-            })
+            .map(|(number, (urgency, charged, _))| line(record(number, 1_000, 0, *charged, 60), urgencies[*urgency]))
             .collect();
         let lone: Vec<B256> =
             due.iter().zip(&lines).filter(|(_, (_, _, alone))| *alone).map(|(due, _)| due.record.terms.id).collect();
         let total_max = Amount::new(total_max);
-        let share = |line: &EvmDue| if lone.contains(&line.record.terms.id) { 1 } else { max };
+        let share = |due: &EvmDue| if lone.contains(&due.channel) { 1 } else { max };
         let batches = pack(due.clone(), total_max, &share);
         let mut ids: Vec<B256> = batches.iter().flatten().map(|line| line.record.terms.id).collect();
         ids.sort();
@@ -109,8 +111,8 @@ proptest! {
         prop_assert_eq!(ids, all);
         prop_assert!(batches.iter().all(|batch| batch.len() <= max && !batch.is_empty()));
         prop_assert!(batches.iter().all(|b| b.len() == 1 || b.iter().all(|l| !lone.contains(&l.record.terms.id))));
-        prop_assert!(batches.iter().map(|batch| batch[0].urgency).is_sorted());
-        let total = |batch: &Vec<EvmDue>| batch.iter().map(|line| line.total.get()).sum::<u128>();
+        prop_assert!(batches.iter().map(|batch| batch[0].due.urgency).is_sorted());
+        let total = |batch: &Vec<EvmLine>| batch.iter().map(|line| line.due.total.get()).sum::<u128>();
         prop_assert!(batches.iter().all(|batch| batch.len() == 1 || total(batch) <= total_max.get()));
     }
 }
