@@ -136,60 +136,84 @@ fn challenge(runtime: &Runtime, house: &House, route: &Arc<Route>) -> Arc<Challe
 fn steps<'w>(world: &'w World<'w>) -> Vec<Step<'w>> {
     let mut steps: Vec<Step<'w>> = Vec::new();
     let mut step = |name, prepare: Box<dyn Fn(usize) -> Work<'w> + 'w>| steps.push((name, prepare));
-    step("decode a payment header", Box::new(|times| {
-        let payment = world.payments(1).remove(0);
-        again(times, move || drop(decode::<PaymentPayload>(black_box(&payment)).unwrap()))
-    }));
-    step("match requirements", Box::new(|times| {
-        let offers = [world.offer.clone()];
-        let accepted = world.offer.clone();
-        again(times, move || _ = offer::select(offers.iter(), |offer| offer, black_box(&accepted)).unwrap())
-    }));
-    step("answer an unpaid request with 402", Box::new(|times| {
-        again(times, || drop(reply::challenge(&challenge(world.runtime, &world.house, &world.route))))
-    }));
+    step(
+        "decode a payment header",
+        Box::new(|times| {
+            let payment = world.payments(1).remove(0);
+            again(times, move || drop(decode::<PaymentPayload>(black_box(&payment)).unwrap()))
+        }),
+    );
+    step(
+        "match requirements",
+        Box::new(|times| {
+            let offers = [world.offer.clone()];
+            let accepted = world.offer.clone();
+            again(times, move || _ = offer::select(offers.iter(), |offer| offer, black_box(&accepted)).unwrap())
+        }),
+    );
+    step(
+        "answer an unpaid request with 402",
+        Box::new(|times| {
+            again(times, || drop(reply::challenge(&challenge(world.runtime, &world.house, &world.route))))
+        }),
+    );
     for (name, known) in [("verify an Ed25519 voucher", true), ("verify an Ed25519 voucher of a new channel", false)] {
-        step(name, Box::new(move |times| {
-            let BatchPayload::Voucher { channel_config, voucher } = scheme::parse(world.client.pays(PRICE)).unwrap()
-            else {
-                panic!("a voucher pays")
-            };
-            let (ours, known) = (seller(), known.then(|| world.client.terms.clone()));
-            again(times, move || {
-                drop(scheme::verify(&ours, black_box(&channel_config), black_box(&voucher), known.as_ref()).unwrap());
-            })
-        }));
+        step(
+            name,
+            Box::new(move |times| {
+                let BatchPayload::Voucher { channel_config, voucher } =
+                    scheme::parse(world.client.pays(PRICE)).unwrap()
+                else {
+                    panic!("a voucher pays")
+                };
+                let (ours, known) = (seller(), known.then(|| world.client.terms.clone()));
+                again(times, move || {
+                    drop(
+                        scheme::verify(&ours, black_box(&channel_config), black_box(&voucher), known.as_ref()).unwrap(),
+                    );
+                })
+            }),
+        );
     }
-    step("recover an EVM voucher's signer", Box::new(|times| {
-        let key = SecretKey::from_secret_bytes([7; 32]).unwrap();
-        let digest = keccak256(b"a voucher");
-        let (id, compact) =
-            RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), &key).serialize_compact();
-        let mut signature = EvmSignature([27 + id.to_u8(); 65]);
-        signature.0[..64].copy_from_slice(&compact);
-        let address = address_of(&PublicKey::from_secret_key(&key));
-        again(times, move || assert_eq!(signer(black_box(&digest), black_box(&signature)), Some(address)))
-    }));
+    step(
+        "recover an EVM voucher's signer",
+        Box::new(|times| {
+            let key = SecretKey::from_secret_bytes([7; 32]).unwrap();
+            let digest = keccak256(b"a voucher");
+            let (id, compact) =
+                RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), &key).serialize_compact();
+            let mut signature = EvmSignature([27 + id.to_u8(); 65]);
+            signature.0[..64].copy_from_slice(&compact);
+            let address = address_of(&PublicKey::from_secret_key(&key));
+            again(times, move || assert_eq!(signer(black_box(&digest), black_box(&signature)), Some(address)))
+        }),
+    );
     step("reserve and commit", Box::new(|times| charges(world, Arc::new(MemoryStore::new()), times, 1)));
-    step("admit and finish a paid request", Box::new(|times| {
-        let payments = world.payments(times);
-        Box::new(move || {
-            for payment in &payments {
-                let admission = world.admit(payment);
-                let finished = world.runtime.block_on(admission.finish(StatusCode::OK, &HeaderMap::new()));
-                assert!(matches!(finished, Finished::Charged(_)));
-            }
-        })
-    }));
-    step("store: 64 charges made durable at once", Box::new(|times| {
-        let place = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&place.path().join("ledger.db"), Settings::default()).unwrap();
-        let work = charges(world, Arc::new(store), times, GROUP);
-        Box::new(move || {
-            work();
-            drop(place);
-        })
-    }));
+    step(
+        "admit and finish a paid request",
+        Box::new(|times| {
+            let payments = world.payments(times);
+            Box::new(move || {
+                for payment in &payments {
+                    let admission = world.admit(payment);
+                    let finished = world.runtime.block_on(admission.finish(StatusCode::OK, &HeaderMap::new()));
+                    assert!(matches!(finished, Finished::Charged(_)));
+                }
+            })
+        }),
+    );
+    step(
+        "store: 64 charges made durable at once",
+        Box::new(|times| {
+            let place = tempfile::tempdir().unwrap();
+            let store = SqliteStore::open(&place.path().join("ledger.db"), Settings::default()).unwrap();
+            let work = charges(world, Arc::new(store), times, GROUP);
+            Box::new(move || {
+                work();
+                drop(place);
+            })
+        }),
+    );
     steps
 }
 
@@ -202,12 +226,8 @@ fn again<'w>(times: usize, mut step: impl FnMut() + 'w) -> Work<'w> {
 fn charges<'w>(world: &'w World<'w>, store: Arc<dyn Store>, times: usize, group: usize) -> Work<'w> {
     let opened = Ledger::open(store, Arc::new(SystemClock), Limits::default());
     let ledger = world.runtime.block_on(opened).unwrap();
-    let on_chain = OnChain {
-        deposit: u64::MAX.into(),
-        claimed: 0_u64.into(),
-        status: ChannelStatus::Open,
-        ..OnChain::default()
-    };
+    let on_chain =
+        OnChain { deposit: u64::MAX.into(), claimed: 0_u64.into(), status: ChannelStatus::Open, ..OnChain::default() };
     let clients: Vec<_> = (1..=u8::try_from(group).unwrap()).map(Client::new).collect();
     for client in &clients {
         ledger.adopt(client.terms.clone(), on_chain);

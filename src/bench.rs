@@ -107,7 +107,8 @@ pub async fn run(plan: &Plan, progress: &mut (dyn FnMut(&str) + Send)) -> Result
         }
     }
     drop(processes);
-    let measured = contenders.into_iter().map(|contender| Measured { name: contender.name, samples: contender.samples });
+    let measured =
+        contenders.into_iter().map(|contender| Measured { name: contender.name, samples: contender.samples });
     Ok(Report::new(plan, measured.collect(), &verified))
 }
 
@@ -174,7 +175,11 @@ impl Stage<'_> {
     }
 
     /// The contenders on the sandbox.
-    async fn sandbox(&mut self, upstream: SocketAddr, progress: &mut (dyn FnMut(&str) + Send)) -> Result<(), BenchError> {
+    async fn sandbox(
+        &mut self,
+        upstream: SocketAddr,
+        progress: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<(), BenchError> {
         let (free, unpaid, paid) = ("Turnpike, free route", "Turnpike, unpaid: 402", "Turnpike, paid, Ed25519");
         let in_memory = "Turnpike, paid, Ed25519, ledger in memory";
         if [free, unpaid, paid].iter().any(|name| self.wants(name)) {
@@ -246,7 +251,15 @@ impl Stage<'_> {
         self.plan.only.is_empty() || self.plan.only.iter().any(|part| name.contains(part.as_str()))
     }
 
-    fn add(&mut self, name: &'static str, pid: u32, address: SocketAddr, path: &'static str, status: u16, purses: Vec<Purse>) {
+    fn add(
+        &mut self,
+        name: &'static str,
+        pid: u32,
+        address: SocketAddr,
+        path: &'static str,
+        status: u16,
+        purses: Vec<Purse>,
+    ) {
         self.contenders.push(Contender { name, pid, address, path, status, purses, samples: Vec::new() });
     }
 

@@ -43,9 +43,9 @@ use serde_json::Map;
 use tokio::sync::Semaphore;
 
 pub use self::admission::Admission;
-pub use self::charged::Charged;
 use self::admission::Held;
 use self::challenge::{Challenge, Challenges, Demand, Prepared, PreparedOffer, Way};
+pub use self::charged::Charged;
 pub use self::clearance::PolicyOptions;
 use self::clearance::{Clearances, Judged};
 use self::closer::MeteredCloser;

@@ -13,8 +13,8 @@ use prometheus::core::{AtomicI64, AtomicU64};
 use prometheus::core::{Collector, GenericCounter, GenericCounterVec, GenericGauge, GenericGaugeVec};
 use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
-pub use self::request::{RequestId, Scoped};
 use self::request::WithRequest;
+pub use self::request::{RequestId, Scoped};
 use crate::amount::Amount;
 
 /// Counts up.

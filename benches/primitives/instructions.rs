@@ -82,6 +82,7 @@ fn count_one(name: &str) -> u64 {
         .expect("valgrind runs; it is a package of that name");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    let total = said.lines().find_map(|line| line.split_once("Collected :")).expect("valgrind says what it collected").1;
+    let total =
+        said.lines().find_map(|line| line.split_once("Collected :")).expect("valgrind says what it collected").1;
     total.trim().parse::<u64>().unwrap() / u64::try_from(TIMES).unwrap()
 }

@@ -51,7 +51,9 @@ impl FromStr for Piece {
         match text.split_once('=') {
             None if text == "upstream" => Ok(Self::Upstream),
             Some(("bare", address)) => address.parse().map(Self::Bare).map_err(|_| format!("{address} is no address")),
-            Some(("facilitator", network)) => network.parse().map(Self::Facilitator).map_err(|error| format!("{error:?}")),
+            Some(("facilitator", network)) => {
+                network.parse().map(Self::Facilitator).map_err(|error| format!("{error:?}"))
+            }
             _ => Err("upstream, bare=ADDRESS or facilitator=NETWORK".to_owned()),
         }
     }
@@ -98,9 +100,7 @@ impl Piece {
     }
 }
 
-fn pass_on(
-    authority: Authority,
-) -> impl Fn(Request<Incoming>) -> Passing + Clone {
+fn pass_on(authority: Authority) -> impl Fn(Request<Incoming>) -> Passing + Clone {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     let client: Client<_, Incoming> =
@@ -126,8 +126,7 @@ async fn told(request: Request<Incoming>, network: &Network) -> Result<Value, Be
     }
     let question = Limited::new(request.into_body(), QUESTION_BYTES_MAX).collect().await?.to_bytes();
     let question: Value = serde_json::from_slice(&question)?;
-    let config: ChannelConfig =
-        serde_json::from_value(question["paymentPayload"]["payload"]["channelConfig"].clone())?;
+    let config: ChannelConfig = serde_json::from_value(question["paymentPayload"]["payload"]["channelConfig"].clone())?;
     let chain = network.as_str().rsplit(':').next().and_then(|id| id.parse().ok()).unwrap_or_default();
     Ok(json!({
         "isValid": true,

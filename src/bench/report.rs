@@ -82,8 +82,7 @@ pub struct Report {
 impl Report {
     pub(super) fn new(plan: &Plan, contenders: Vec<Measured>, verified: &[Verified]) -> Self {
         let ratios = ratios(&contenders, verified);
-        let verification =
-            (Spread::of(verified.iter().map(|v| v.ed25519)), Spread::of(verified.iter().map(|v| v.evm)));
+        let verification = (Spread::of(verified.iter().map(|v| v.ed25519)), Spread::of(verified.iter().map(|v| v.evm)));
         let (connections, requests, rounds) = (plan.connections, plan.requests, plan.rounds);
         Self { machine: machine(), connections, requests, rounds, contenders, verification, ratios }
     }
@@ -191,8 +190,7 @@ mod tests {
 
     #[test]
     fn ratios_are_made_within_a_round() {
-        let contenders =
-            [measured(BARE, [10.0, 20.0, 40.0]), measured("Turnpike, free route", [11.0, 20.0, 40.0])];
+        let contenders = [measured(BARE, [10.0, 20.0, 40.0]), measured("Turnpike, free route", [11.0, 20.0, 40.0])];
         let ratios = ratios(&contenders, &[Verified { ed25519: 1.0, evm: 1.0 }; 3]);
         let [free] = &ratios[..] else { panic!("only what was measured: {ratios:?}") };
         assert_eq!(free.value, Spread { least: 1.0, median: 1.0, most: 1.1 });

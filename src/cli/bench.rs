@@ -75,10 +75,7 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
     output.heading("Requests");
     output.table(&report.rows());
     let (ed25519, evm) = report.verification;
-    output.line(format_args!(
-        "  one signature's check: Ed25519 {:.1} us, EVM {:.1} us",
-        ed25519.median, evm.median
-    ));
+    output.line(format_args!("  one signature's check: Ed25519 {:.1} us, EVM {:.1} us", ed25519.median, evm.median));
     output.heading("Ratios, made within each round");
     output.table(&report.ratio_rows());
     Ok(())

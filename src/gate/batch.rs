@@ -393,7 +393,8 @@ impl Charge {
     /// The answer to a charged request (section 4.4).
     fn response(self, paid: &Paid, charged: Amount, channel: &ChannelRecord) -> Charged {
         let Self { cumulative, deposit } = self;
-        let deposit = deposit.as_ref().map(|(transaction, amount)| -> (&dyn fmt::Display, _) { (transaction, *amount) });
+        let deposit =
+            deposit.as_ref().map(|(transaction, amount)| -> (&dyn fmt::Display, _) { (transaction, *amount) });
         let state = super::challenge::channel_state(channel);
         Charged::on_channel(paid, charged, deposit, Some(format_args!("{}:{cumulative}", channel.terms.id)), &state)
     }

@@ -24,9 +24,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::{AdmitRequest, Charged};
 use super::refusal::Denial;
 use super::reply;
+use super::{AdmitRequest, Charged};
 use crate::ledger::answers::KeptAnswers;
 use crate::ledger::store::{Answer, AnswerId, AnswerMark};
 use crate::scheme::exact_evm::Version;

@@ -30,8 +30,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::challenge::{Challenge, Demand};
 use super::Charged;
+use super::challenge::{Challenge, Demand};
 use super::refusal::{Fault, Refusal};
 use crate::ledger::store::Answer;
 use crate::scheme::exact_evm::Version;

@@ -35,13 +35,7 @@ const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "http2-settings"
-            | "te"
-            | "transfer-encoding"
-            | "upgrade"
+        "connection" | "keep-alive" | "proxy-connection" | "http2-settings" | "te" | "transfer-encoding" | "upgrade"
     )
 }
 
@@ -98,9 +92,10 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
 /// peer's address is appended to `X-Forwarded-For`, and a host and a scheme that are there stay.
 pub fn forwarded(headers: &mut HeaderMap, peer: IpAddr, tls: bool, trusted: bool) {
     if !trusted {
-        remove_where(headers, |name| {
-            matches!(name, Spelling::Taken(name) if name.starts_with("x-forwarded-") || name == "x-real-ip")
-        });
+        remove_where(
+            headers,
+            |name| matches!(name, Spelling::Taken(name) if name.starts_with("x-forwarded-") || name == "x-real-ip"),
+        );
     }
     let mut path = String::new();
     for value in headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {

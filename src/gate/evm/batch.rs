@@ -401,12 +401,7 @@ async fn commit(
 }
 
 /// The answer to a charged request ("Payment Response Contract").
-fn response(
-    paid: &Paid,
-    settled: Option<(String, Amount)>,
-    charged: Amount,
-    channel: &RecordOf<Evm>,
-) -> Charged {
+fn response(paid: &Paid, settled: Option<(String, Amount)>, charged: Amount, channel: &RecordOf<Evm>) -> Charged {
     let deposit = settled.as_ref().map(|(hash, amount)| -> (&dyn fmt::Display, _) { (hash, *amount) });
     Charged::on_channel(paid, charged, deposit, None, &state::channel_state(channel))
 }

@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn the_eight_points_are_of_small_order_and_are_all() {
-        let keys: HashSet<_> = SMALL_ORDER.iter().filter(|bytes| VerifyingKey::from_bytes(bytes).unwrap().is_weak()).collect();
+        let keys: HashSet<_> =
+            SMALL_ORDER.iter().filter(|bytes| VerifyingKey::from_bytes(bytes).unwrap().is_weak()).collect();
         // The curve's cofactor is eight, so there are no more.
         assert_eq!(keys.len(), 8);
     }
