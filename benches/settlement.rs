@@ -10,11 +10,8 @@
 #![allow(clippy::float_arithmetic, clippy::as_conversions, reason = "ratios for people to read")]
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program for people, run by hand")]
 
-#[allow(dead_code, reason = "shared with the bench of the proxy")]
-#[path = "proxy/bare.rs"]
-mod bare;
-#[path = "proxy/load.rs"]
-mod load;
+#[path = "../tests/support/channels.rs"]
+mod channels;
 #[allow(dead_code, clippy::print_stderr, reason = "shared with the end-to-end tests")]
 #[path = "../tests/end_to_end/support.rs"]
 mod support;
@@ -26,24 +23,19 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::Signer;
-use load::{Load, Sample};
 use support::{Process, Turnpike, address, client, directory, keygen, wallet};
-use turnpike::amount::{Amount, Asset};
-use turnpike::chain::Account;
+use turnpike::amount::Asset;
 use turnpike::chain::sandbox::{Options, Sandbox};
+use turnpike::cli::bench::load::{self, Load, Sample};
+use turnpike::cli::bench::pieces::Piece;
 use turnpike::client::Client;
 use turnpike::client::http::Request;
 use turnpike::clock::{Clock, SystemClock};
-use turnpike::ledger::channel::{OnChain, Seller, Svm, Terms, Voucher};
+use turnpike::ledger::channel::{Seller, Svm, Terms};
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
-use turnpike::ledger::store::{ChannelRecord, Store, Write};
-use turnpike::scheme::svm::program::{
-    ChannelAccount, ChannelStatus, all_to, channel_address, distribution_hash, voucher_message,
-};
-use turnpike::scheme::svm::{PAYMENT_CHANNELS, TOKEN_PROGRAM, USDC_DEVNET, treasury_owner};
+use turnpike::ledger::store::{Store, Write};
+use turnpike::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET, treasury_owner};
 use turnpike::x402::Key;
-use turnpike::x402::key::Signature;
 
 const CHANNELS: u64 = 100_000;
 const NETWORK: &str = "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1";
@@ -69,7 +61,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     // The other pieces are this same program, started again.
     match argument(1).as_deref() {
-        Some("upstream") => bare::upstream(),
+        Some("upstream") => Piece::Upstream.serve(|address| println!("listening on {address}")).unwrap(),
         Some("sandbox") => {
             runtime.block_on(sandbox(argument(2).unwrap().parse().unwrap(), argument(3).unwrap().parse().unwrap()))
         }
@@ -106,27 +98,9 @@ async fn sandbox(count: u64, fee_payer: Key) {
         sandbox.mint_to(&address(&wallet(owner)), 0).unwrap();
     }
     for number in 0..count {
-        let Terms { id, payer, authorizer, salt, open_slot, .. } = terms(&seller, number);
-        let account = ChannelAccount {
-            bump: channel_address(&payer, &fee_payer, &seller.mint, &authorizer, salt, open_slot).1,
-            status: ChannelStatus::Open,
-            salt,
-            deposit: DEPOSIT,
-            settled: 0,
-            payout_watermark: 0,
-            closure_started_at: 0,
-            payer_withdrawn_at: 0,
-            grace_period: WITHDRAW_DELAY,
-            distribution_hash: distribution_hash(&all_to(seller.pay_to)),
-            payer,
-            payee: fee_payer,
-            authorized_signer: authorizer,
-            mint: seller.mint,
-            rent_payer: fee_payer,
-            open_slot,
-        };
-        sandbox.mint_to(&id, DEPOSIT).unwrap();
-        sandbox.set_account(id, Account { lamports: 10_000_000, owner: PAYMENT_CHANNELS, data: account.encode() });
+        let terms = terms(&seller, number);
+        sandbox.mint_to(&terms.id, DEPOSIT).unwrap();
+        sandbox.set_account(terms.id, channels::on_chain(&channels::account(&terms, DEPOSIT)));
     }
     println!("listening on {}", sandbox.address());
     std::future::pending::<()>().await;
@@ -137,25 +111,8 @@ async fn fill(path: &Path, count: u64, fee_payer: Key) {
     let store = SqliteStore::open(path, Settings::default()).unwrap();
     let (seller, payer, now) = (seller(fee_payer), wallet(PAYER), SystemClock.now());
     let record = |number| {
-        let terms = terms(&seller, number);
-        let signature = Signature(payer.sign(&voucher_message(&terms.id, OWED, 0)).to_bytes());
-        let on_chain = OnChain {
-            status: ChannelStatus::Open,
-            deposit: DEPOSIT.into(),
-            claimed: Amount::ZERO,
-            distributed: Amount::ZERO,
-            closing_since: 0,
-            read_at: now,
-        };
-        Write::<Svm>::Channel(Box::new(ChannelRecord {
-            terms,
-            on_chain,
-            charged: OWED.into(),
-            voucher: Some(Voucher { cumulative: OWED.into(), signature }),
-            unclaimed_since: Some(now),
-            last_used: now,
-            closed: false,
-        }))
+        let record = channels::owing(terms(&seller, number), &payer, DEPOSIT, OWED, now);
+        Write::<Svm>::Channel(Box::new(record))
     };
     for from in (0..count).step_by(10_000) {
         store.write((from..count.min(from + 10_000)).map(record).collect()).await.unwrap();
@@ -241,12 +198,12 @@ async fn compare(count: u64) {
             "{name:<10} {:>7} {:>9.0} {:>24} {:>24} {:>16}",
             slices.len(),
             of(|s| s.per_second).0,
-            of(|s| s.p50_micros).1,
-            of(|s| s.p99_micros).1,
-            of(|s| s.cpu_micros).1
+            of(|s| s.p50).1,
+            of(|s| s.p99).1,
+            of(|s| s.cpu).1
         );
         let into = if name == "during" { &mut met } else { &mut base };
-        into.extend(slices.iter().map(|slice| slice.p99_micros));
+        into.extend(slices.iter().map(|slice| slice.p99));
     }
     println!("\np99 during settlement / without: {:.2}", spread(met).0 / spread(base).0);
 }
@@ -265,9 +222,9 @@ impl Bench<'_> {
         for (payer, place) in self.payers.iter().zip(0..) {
             let payments = payer.sign_ahead(&self.paid, REQUESTS).await.unwrap();
             let first = every * place / u32::from(CONNECTIONS);
-            loads.push(Load::new("/paid", payments, REQUESTS).paced(every, first));
+            loads.push(Load::new("/paid", REQUESTS, &payments).paced(every, first));
         }
-        load::run(self.turnpike.process.child.id(), self.turnpike.address, "200", loads).await
+        load::run(self.turnpike.process.child.id(), self.turnpike.address, 200, loads).await.unwrap()
     }
 
     fn resident_kib(&self) -> u64 {

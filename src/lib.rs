@@ -17,7 +17,6 @@ pub mod admin;
 pub mod amount;
 pub mod app;
 pub mod audit;
-pub mod bench;
 pub mod chain;
 pub mod cli;
 pub mod client;

@@ -1,6 +1,9 @@
 //! Settlement of many channels that are due at once: how much is looked at, kept and under way, counted. Over the
 //! sandbox's chain, the real ledger and a store in memory; how long it takes is `benches/settlement.rs`.
 
+#[path = "support/channels.rs"]
+mod channels;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,18 +11,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ed25519_dalek::{Signer as _, SigningKey};
 use turnpike::amount::{Amount, Asset};
+use turnpike::chain::Chain;
 use turnpike::chain::sandbox::{Options as SandboxOptions, SandboxChain};
-use turnpike::chain::{Account, Chain};
 use turnpike::clock::{Clock, ManualClock, UnixMillis};
-use turnpike::ledger::channel::{OnChain, Seller, Terms, Voucher};
+use turnpike::ledger::channel::{OnChain, Seller, Terms};
 use turnpike::ledger::memory::MemoryStore;
-use turnpike::ledger::store::{BatchKind, BatchRecord, ChannelRecord, Store, Write};
+use turnpike::ledger::store::{BatchKind, BatchRecord, Store, Write};
 use turnpike::ledger::{Ledger, Limits};
 use turnpike::policy::Policy;
-use turnpike::scheme::svm::program::{
-    ChannelAccount, ChannelStatus, all_to, channel_address, distribution_hash, voucher_message,
-};
-use turnpike::scheme::svm::{PAYMENT_CHANNELS, TOKEN_PROGRAM, treasury_owner};
+use turnpike::scheme::svm::program::{ChannelAccount, ChannelStatus};
+use turnpike::scheme::svm::{TOKEN_PROGRAM, treasury_owner};
 use turnpike::settlement::batches::BATCHES_LISTED_MAX;
 use turnpike::settlement::reconcile::tie_out;
 use turnpike::settlement::{Filter, Observer, Options, Outcome, Settlement, Trigger};
@@ -132,7 +133,13 @@ impl World {
         for number in 0..count {
             let terms = terms(&seller, number);
             open(&chain, &terms);
-            writes.push(Write::Channel(Box::new(record(terms, number, clock.now()))));
+            writes.push(Write::Channel(Box::new(channels::owing(
+                terms,
+                &key(PAYER),
+                DEPOSIT,
+                CHARGE + number,
+                clock.now(),
+            ))));
         }
         store.write(writes).await.unwrap();
         let ledger = Ledger::open(store, Arc::<ManualClock>::clone(&clock), Limits::default()).await.unwrap();
@@ -193,56 +200,14 @@ fn terms(seller: &Arc<Seller>, number: u64) -> Terms {
     Terms::derive(Arc::clone(seller), public(PAYER), public(PAYER), number, OPEN_SLOT)
 }
 
-fn record(terms: Terms, number: u64, now: UnixMillis) -> ChannelRecord {
-    let charged = CHARGE + number;
-    let signature = key(PAYER).sign(&voucher_message(&terms.id, charged, 0)).to_bytes();
-    ChannelRecord {
-        terms,
-        on_chain: OnChain {
-            status: ChannelStatus::Open,
-            deposit: DEPOSIT.into(),
-            claimed: Amount::ZERO,
-            distributed: Amount::ZERO,
-            closing_since: 0,
-            read_at: now,
-        },
-        charged: charged.into(),
-        voucher: Some(Voucher { cumulative: charged.into(), signature: Signature(signature) }),
-        unclaimed_since: Some(now),
-        last_used: now,
-        closed: false,
-    }
-}
-
 /// Puts a channel on chain with its deposit.
 fn open(chain: &SandboxChain, terms: &Terms) {
-    let (fee_payer, mint) = (terms.seller.fee_payer, terms.seller.mint);
-    let (id, bump) = channel_address(&terms.payer, &fee_payer, &mint, &terms.authorizer, terms.salt, terms.open_slot);
-    assert_eq!(id, terms.id);
-    chain.mint_to(&id, DEPOSIT).unwrap();
-    let account = ChannelAccount {
-        bump,
-        status: ChannelStatus::Open,
-        salt: terms.salt,
-        deposit: DEPOSIT,
-        settled: 0,
-        payout_watermark: 0,
-        closure_started_at: 0,
-        payer_withdrawn_at: 0,
-        grace_period: DELAY,
-        distribution_hash: distribution_hash(&all_to(terms.seller.pay_to)),
-        payer: terms.payer,
-        payee: fee_payer,
-        authorized_signer: terms.authorizer,
-        mint,
-        rent_payer: fee_payer,
-        open_slot: terms.open_slot,
-    };
-    put(chain, id, &account);
+    chain.mint_to(&terms.id, DEPOSIT).unwrap();
+    put(chain, terms.id, &channels::account(terms, DEPOSIT));
 }
 
 fn put(chain: &SandboxChain, id: Key, account: &ChannelAccount) {
-    chain.set_account(id, Account { lamports: 10_000_000, owner: PAYMENT_CHANNELS, data: account.encode() });
+    chain.set_account(id, channels::on_chain(account));
 }
 
 #[tokio::test]

@@ -1,16 +1,32 @@
 //! `turnpike bench`: the proxy beside a bare one, with payments that were signed beforehand.
+//!
+//! [`compare`] says who is measured against whom; the benches of the project use its [`load`] and [`pieces`] too.
 
-use std::path::PathBuf;
+#![allow(clippy::float_arithmetic, clippy::as_conversions, reason = "measurements, not money")]
+
+pub mod compare;
+pub mod load;
+pub mod pieces;
+mod process;
+pub mod purse;
+pub mod report;
+
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
+use self::compare::Plan;
+use self::pieces::Piece;
 use super::output::{Output, Style};
 use super::{Failure, runtime};
-use crate::bench::pieces::Piece;
-use crate::bench::{self, Plan};
+
+/// Why a measurement cannot be made. It is for people, and ends the run.
+pub type BenchError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where Linux keeps files in memory.
 const MEMORY: &str = "/dev/shm";
+/// How many requests a round has at most; each is prepared, two kilobytes with its payment.
+const REQUESTS_MAX: u32 = 500_000;
 
 /// Measures Turnpike side by side with a bare reverse proxy on this machine: throughput, latency, processor time
 #[derive(Debug, ClapArgs)]
@@ -49,8 +65,15 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
     if let Some(piece) = args.piece {
         return piece.serve(|address| output.line(format_args!("listening on {address}"))).map_err(Failure::failed);
     }
+    if args.connections.saturating_mul(args.requests) > REQUESTS_MAX {
+        return Err(Failure::unusable(format_args!(
+            "{} connections with {} requests on each are more than the {REQUESTS_MAX} that are prepared for a round; \
+             lower one of them",
+            args.connections, args.requests
+        )));
+    }
     let place = Place::make(&args.dir)?;
-    let memory = Place::make(std::path::Path::new(MEMORY)).ok();
+    let memory = Place::make(Path::new(MEMORY)).ok();
     let plan = Plan {
         program: std::env::current_exe()?,
         place: place.0.clone(),
@@ -60,7 +83,7 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
         rounds: usize::from(args.rounds),
         only: args.only,
     };
-    let report = runtime()?.block_on(bench::run(&plan, &mut |step| output.progress(step)));
+    let report = runtime()?.block_on(compare::run(&plan, &mut |step| output.progress(step)));
     output.progress("");
     let report = report.map_err(Failure::failed)?;
     if args.json {
@@ -85,7 +108,7 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
 struct Place(PathBuf);
 
 impl Place {
-    fn make(parent: &std::path::Path) -> Result<Self, Failure> {
+    fn make(parent: &Path) -> Result<Self, Failure> {
         let place = parent.join(format!("turnpike-bench-{}", std::process::id()));
         std::fs::create_dir(&place).map_err(|error| {
             Failure::unusable(format_args!("{}: {error}; name a directory with --dir", place.display()))

@@ -56,10 +56,10 @@ impl Challenge {
     /// Our own words always can be written as JSON, and base64 is always a header's value.
     fn new(demand: Demand) -> Self {
         let written = serde_json::to_vec(&demand.v2).unwrap_or_default();
-        let header = HeaderValue::try_from(header::encode_bytes(&written)).ok();
-        let body = demand.v1.as_ref().and_then(|v1| serde_json::to_vec(v1).ok());
-        let body = Bytes::from(body.unwrap_or(written));
-        Self { demand, header: header.unwrap_or_else(|| HeaderValue::from_static("")), body }
+        let header = HeaderValue::try_from(header::encode_bytes(&written));
+        let header = header.unwrap_or_else(|_| HeaderValue::from_static(""));
+        let body = demand.v1.as_ref().map(|v1| serde_json::to_vec(v1).unwrap_or_default());
+        Self { demand, header, body: body.unwrap_or(written).into() }
     }
 }
 

@@ -21,10 +21,12 @@ pub struct Charged {
     told: Told,
 }
 
+/// What a client is told.
 #[derive(Clone, Debug)]
-enum Told {
-    /// JSON, written already.
+pub(super) enum Told {
+    /// In version 2 of the protocol, the only one that knows channels: JSON, written already.
     Written(Vec<u8>),
+    /// In whichever version the client speaks.
     Settled(Box<SettlementResponse>),
 }
 
@@ -71,12 +73,8 @@ impl Charged {
         }
     }
 
-    /// The JSON that is written already.
-    pub(super) fn written(&self) -> Option<&[u8]> {
-        match &self.told {
-            Told::Written(json) => Some(json),
-            Told::Settled(_) => None,
-        }
+    pub(super) const fn told(&self) -> &Told {
+        &self.told
     }
 }
 

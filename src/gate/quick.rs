@@ -1,9 +1,9 @@
 //! The short way of a payment that comes again and again: a voucher for an offer, in the very words of the offer.
 //!
 //! Owns [`read`], which recognizes such a payment in the text of its header without building what the general way
-//! builds (trees of values, texts of its own): that is a third of what a paid request costs beside its signature and
-//! its proxying. Promises that it understands what it recognizes as the general way does. Refuses nothing: whatever is
-//! spelled otherwise, asks for more or is malformed is left to the general way, which alone tells clients what is wrong.
+//! builds: trees of values, and texts of its own. Promises that it understands what it recognizes as the general way
+//! does. Refuses nothing: whatever is spelled otherwise, asks for more or is malformed is left to the general way, which
+//! alone tells clients what is wrong.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -201,3 +201,6 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
 pub(super) fn written(extensions: &impl Serialize) -> String {
     serde_json::to_string(extensions).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,8 +30,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Charged;
 use super::challenge::{Challenge, Demand};
+use super::charged::{Charged, Told};
 use super::refusal::{Fault, Refusal};
 use crate::ledger::store::Answer;
 use crate::scheme::exact_evm::Version;
@@ -46,7 +46,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The answer to a request that came without payment.
 #[must_use]
 pub fn challenge(challenge: &Challenge) -> Response<Bytes> {
-    let mut response = json(StatusCode::PAYMENT_REQUIRED, NO_STORE, challenge.body.clone());
+    let mut response = with_json(StatusCode::PAYMENT_REQUIRED, NO_STORE, challenge.body.clone());
     response.headers_mut().insert(HeaderName::from_static(PAYMENT_REQUIRED), challenge.header.clone());
     response
 }
@@ -81,7 +81,7 @@ pub fn refusal(refusal: &Refusal) -> Response<Bytes> {
         insert(headers, PAYMENT_REQUIRED, &required.v2);
     }
     if let Some(settlement) = &refusal.settlement {
-        tell(headers, Some(settlement), refusal.version);
+        tell(headers, settlement, refusal.version);
     }
     if let Some(after) = refusal.fault.retry_after() {
         // In whole seconds, and never before it can help.
@@ -194,25 +194,24 @@ pub fn bad_path(why: &str) -> Response<Bytes> {
 
 /// Adds to the upstream's own answer what became of its payment, and keeps shared caches from storing it.
 pub fn paid(headers: &mut HeaderMap, charged: &Charged, version: Version) {
-    match (charged.written(), version) {
-        (Some(json), Version::V2) => insert_text(headers, PAYMENT_RESPONSE, Some(header::encode_bytes(json))),
-        _ => tell(headers, charged.settlement().as_ref(), version),
+    match charged.told() {
+        Told::Written(json) => insert_text(headers, PAYMENT_RESPONSE, Some(header::encode_bytes(json))),
+        Told::Settled(settlement) => tell(headers, settlement, version),
     }
     keep_private(headers);
 }
 
 /// Adds to the upstream's own answer that its payment went back, and keeps shared caches from storing it.
 pub fn released(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Version) {
-    tell(headers, Some(settlement), version);
+    tell(headers, settlement, version);
     keep_private(headers);
 }
 
 /// Says what became of a payment, in its own protocol version.
-fn tell(headers: &mut HeaderMap, settlement: Option<&SettlementResponse>, version: Version) {
-    match (settlement, version) {
-        (Some(settlement), Version::V1) => insert(headers, X_PAYMENT_RESPONSE, &SettlementResponseV1::from(settlement)),
-        (Some(settlement), Version::V2) => insert(headers, PAYMENT_RESPONSE, settlement),
-        (None, _) => tracing::error!("a payment's answer is not what was meant; report this"),
+fn tell(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Version) {
+    match version {
+        Version::V1 => insert(headers, X_PAYMENT_RESPONSE, &SettlementResponseV1::from(settlement)),
+        Version::V2 => insert(headers, PAYMENT_RESPONSE, settlement),
     }
 }
 
@@ -239,10 +238,10 @@ fn keep_private(headers: &mut HeaderMap) {
 }
 
 fn answer(status: StatusCode, cache: HeaderValue, body: &impl Serialize) -> Response<Bytes> {
-    json(status, cache, serde_json::to_vec(body).unwrap_or_default().into())
+    with_json(status, cache, serde_json::to_vec(body).unwrap_or_default().into())
 }
 
-fn json(status: StatusCode, cache: HeaderValue, body: Bytes) -> Response<Bytes> {
+fn with_json(status: StatusCode, cache: HeaderValue, body: Bytes) -> Response<Bytes> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, JSON);

@@ -2,9 +2,9 @@
 //!
 //! Owns where a channel's state lives and what it weighs: one box of 320 bytes for an idle channel, 336 on EVM
 //! networks, and a second one only while a request is in flight, waits, or the channel is being written or closed. A
-//! shard's lock is held for a few hundred nanoseconds and never across an await; whoever is woken is woken after it is
-//! given back. Totals are kept from the difference that each visit makes, so no path can forget them. Measured in
-//! `docs/decisions/0003`.
+//! shard's lock is held for a few hundred nanoseconds, for as long as a shard is looked through by who visits all, and
+//! never across an await; whoever is woken is woken after it is given back. Totals are kept from the difference that
+//! each visit makes, so no path can forget them. Measured in `docs/decisions/0003`.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};

@@ -2,7 +2,8 @@
 //!
 //! Owns the checks that need no knowledge of routes or payments, and the bounds on a request's body. Promises that
 //! the service inside sees only requests within the limits, each with exactly one `Host` that can be believed and with
-//! a [`Peer`] (and, where it may upgrade, a [`Tracker`]) among its extensions, and that every failure becomes a response here and nowhere else.
+//! a [`Peer`] (and, where it may upgrade, a [`Tracker`]) among its extensions, and that every failure becomes a response
+//! here and nowhere else.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

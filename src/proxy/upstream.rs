@@ -40,7 +40,7 @@ use super::endpoint::{Attempt, Connections, Endpoint, Health, NeedsHttp1, Pool};
 use super::failure::{Failure, chain};
 use super::front::Peer;
 use super::headers::{self, Injected};
-use super::lent::{Loan, lend};
+use super::lent::lend;
 use super::upgrade;
 
 /// How many endpoints a request is tried on.
@@ -249,10 +249,8 @@ impl Upstream {
     async fn send(&self, request: Request<Body>, timeout: Duration) -> Result<Response<Body>, Failure> {
         let (balance, health) = match &self.endpoints {
             Endpoints::One(pool) => {
-                let (head, body) = request.into_parts();
-                let (body, loan) = lend(body);
-                let answer = pool.send(Request::from_parts(head, body), Some(Attempt { loan, timeout }));
-                return answer.await;
+                let (request, attempt) = attempt(request, timeout);
+                return pool.send(request, Some(attempt)).await;
             }
             Endpoints::Several(balance, health) => (balance, health),
         };
@@ -260,7 +258,9 @@ impl Upstream {
         let mut left = health.len().min(ATTEMPTS_MAX);
         loop {
             left = left.saturating_sub(1);
-            let (request, loan) = attempt(Request::from_parts(head.clone(), body), timeout);
+            let (mut request, attempt) = attempt(Request::from_parts(head.clone(), body), timeout);
+            let loan = attempt.loan.clone();
+            request.extensions_mut().insert(attempt);
             let failure = match choose(balance, health, request).await {
                 Err(failure) if failure.is_unsent() && left > 0 => failure,
                 answer => return answer,
@@ -303,12 +303,10 @@ fn switch_to(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 /// Lends the body to an endpoint.
-fn attempt(request: Request<Body>, timeout: Duration) -> (Request<Body>, Loan) {
+fn attempt(request: Request<Body>, timeout: Duration) -> (Request<Body>, Attempt) {
     let (head, body) = request.into_parts();
     let (body, loan) = lend(body);
-    let mut request = Request::from_parts(head, body);
-    request.extensions_mut().insert(Attempt { loan: loan.clone(), timeout });
-    (request, loan)
+    (Request::from_parts(head, body), Attempt { loan, timeout })
 }
 
 /// Sends a request to an endpoint that is not left alone, or to any if all are.

@@ -9,9 +9,9 @@
 //! who starts a withdrawal is answered with the last voucher at once. Refuses: to name the gate, to read any clock but
 //! the given one.
 //!
-//! [`plan`] decides (pure), `pick` finds what is due and keeps what a round does not take, `carry` takes a claim through its steps, `payout` pays out, `wait` says what is tried again and
-//! when, `watch` reads the chain's side. Source: `scheme_batch_settlement_evm.md`, "Claim & Settlement Strategy" and
-//! "POST /settle".
+//! [`plan`] decides (pure), `pick` finds what is due and keeps what a round does not take, `carry` takes a claim through
+//! its steps, `payout` pays out, `wait` says what is tried again and when, `watch` reads the chain's side. Source:
+//! `scheme_batch_settlement_evm.md`, "Claim & Settlement Strategy" and "POST /settle".
 
 mod carry;
 mod payout;

@@ -1,7 +1,7 @@
 //! Which request is being worked on: its id, and the log lines that carry it.
 //!
-//! Owns [`RequestId`] and where the current one is noted. A span of `tracing` would do the same at the price of a
-//! twentieth of a proxied request, most of which log nothing; so the id is kept in a cell of the thread while the
+//! Owns [`RequestId`] and where the current one is noted. A span of `tracing` would do the same, and would be made,
+//! entered and left for every request, most of which log nothing; so the id is kept in a cell of the thread while the
 //! request's future is polled, and read when a line is written. Tasks that a request leaves behind log without it.
 
 use std::cell::Cell;

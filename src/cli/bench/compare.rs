@@ -6,37 +6,25 @@
 //! as their median with the least and the most, and that every process ends with the run. Figures and how to read them:
 //! `docs/performance.md`.
 
-#![allow(clippy::float_arithmetic, clippy::as_conversions, reason = "measurements, not money")]
-
-pub mod load;
-pub mod pieces;
-mod process;
-pub mod purse;
-pub mod report;
-
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use ed25519_dalek::{Signer, SigningKey};
-use secp256k1::ecdsa::RecoverableSignature;
-use secp256k1::{Message, SecretKey};
 
-use self::load::{Load, Sample};
-use self::pieces::Piece;
-use self::process::Process;
-use self::purse::Purse;
-use self::report::{Measured, Report};
+use super::BenchError;
+use super::load::{self, Load, Sample};
+use super::pieces::Piece;
+use super::process::Process;
+use super::purse::{EvmPayer, Purse};
+use super::report::{Measured, Report};
 use crate::scheme::evm::signature;
 use crate::scheme::svm::program::voucher_message;
 use crate::scheme::svm::verify_strict;
-use crate::x402::evm::{EvmSignature, keccak256};
+use crate::x402::evm::keccak256;
 use crate::x402::key::Signature;
 use crate::x402::{Key, Network};
-
-/// Why a measurement cannot be made. It is for people, and ends the run.
-pub type BenchError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What is measured, and how often.
 #[derive(Clone, Debug)]
@@ -65,10 +53,20 @@ struct Contender {
     name: &'static str,
     pid: u32,
     address: SocketAddr,
-    path: &'static str,
-    status: u16,
+    /// What it is asked, and with which status it answers.
+    exchange: (&'static str, u16),
     purses: Vec<Purse>,
     samples: Vec<Sample>,
+}
+
+const FREE: (&str, u16) = ("/free", 200);
+const UNPAID: (&str, u16) = ("/paid", 402);
+const PAID: (&str, u16) = ("/paid", 200);
+
+impl Contender {
+    fn of(name: &'static str, pid: u32, address: SocketAddr, exchange: (&'static str, u16)) -> Self {
+        Self { name, pid, address, exchange, purses: Vec::new(), samples: Vec::new() }
+    }
 }
 
 /// Runs the plan; `progress` is told of each step.
@@ -85,6 +83,7 @@ pub async fn run(plan: &Plan, progress: &mut (dyn FnMut(&str) + Send)) -> Result
             let which = (round + turn) % contenders.len();
             let Some(contender) = contenders.get_mut(which) else { continue };
             progress(&format!("round {round} of {}: {}", plan.rounds, contender.name));
+            let (path, status) = contender.exchange;
             let mut loads = Vec::new();
             for connection in 0..plan.connections {
                 let purse = usize::try_from(connection).ok().and_then(|place| contender.purses.get_mut(place));
@@ -92,11 +91,9 @@ pub async fn run(plan: &Plan, progress: &mut (dyn FnMut(&str) + Send)) -> Result
                     Some(purse) => purse.sign(plan.requests).await?,
                     None => Vec::new(),
                 };
-                loads.push(Load::new(contender.path, plan.requests, |number| {
-                    payments.get(number).map_or_else(String::new, |value| format!("PAYMENT-SIGNATURE: {value}\r\n"))
-                }));
+                loads.push(Load::new(path, plan.requests, &payments));
             }
-            let sample = load::run(contender.pid, contender.address, contender.status, loads).await?;
+            let sample = load::run(contender.pid, contender.address, status, loads).await?;
             // The first round warms up.
             if round > 0 {
                 contender.samples.push(sample);
@@ -130,13 +127,8 @@ impl Verified {
             let message = voucher_message(&Key([number; 32]), 1, 0);
             let signature = Signature(key.sign(&message).to_bytes());
             svm.push((Key(key.verifying_key().to_bytes()), message, signature));
-            let secret = SecretKey::from_secret_bytes([number; 32])?;
             let digest = keccak256(&message);
-            let signed = RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), &secret);
-            let (id, compact) = signed.serialize_compact();
-            let mut bytes = [27_u8.saturating_add(id.to_u8()); 65];
-            bytes[..64].copy_from_slice(&compact);
-            evm.push((digest, EvmSignature(bytes)));
+            evm.push((digest, EvmPayer::new([number; 32])?.sign(&digest)));
         }
         let each = |started: Instant| started.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES);
         let times = || (0..TIMES).map(|time| time as usize % usize::from(KEYS));
@@ -164,11 +156,12 @@ impl Stage<'_> {
         progress("starting the upstream and the yardstick");
         let (_, upstream) = self.piece(&Piece::Upstream)?;
         let (pid, bare) = self.piece(&Piece::Bare(upstream))?;
-        self.add(BARE, pid, bare, "/free", 200, Vec::new());
-        if self.wants("nginx") && has_nginx() {
+        self.contenders.push(Contender::of(BARE, pid, bare, FREE));
+        let nginx = "nginx, plain proxy";
+        if self.wants(nginx) && has_nginx() {
             progress("starting nginx");
             let (pid, address) = self.nginx(upstream)?;
-            self.add("nginx, plain proxy", pid, address, "/free", 200, Vec::new());
+            self.contenders.push(Contender::of(nginx, pid, address, FREE));
         }
         self.sandbox(upstream, progress).await?;
         self.evm(upstream, progress).await
@@ -186,20 +179,20 @@ impl Stage<'_> {
             progress("starting Turnpike on a sandbox, and opening channels");
             let ours = self.turnpike("sandbox", &self.plan.place.clone(), &sandbox_config(upstream))?;
             if self.wants(free) {
-                self.add(free, ours.pid, ours.address, "/free", 200, Vec::new());
+                self.contenders.push(Contender::of(free, ours.pid, ours.address, FREE));
             }
             if self.wants(unpaid) {
-                self.add(unpaid, ours.pid, ours.address, "/paid", 402, Vec::new());
+                self.contenders.push(Contender::of(unpaid, ours.pid, ours.address, UNPAID));
             }
             if self.wants(paid) {
                 let purses = self.sandbox_purses(&ours).await?;
-                self.add(paid, ours.pid, ours.address, "/paid", 200, purses);
+                self.contenders.push(Contender { purses, ..Contender::of(paid, ours.pid, ours.address, PAID) });
             }
         }
         if let Some(memory) = self.plan.memory.clone().filter(|_| self.wants(in_memory)) {
             let ours = self.turnpike("memory", &memory, &sandbox_config(upstream))?;
             let purses = self.sandbox_purses(&ours).await?;
-            self.add(in_memory, ours.pid, ours.address, "/paid", 200, purses);
+            self.contenders.push(Contender { purses, ..Contender::of(in_memory, ours.pid, ours.address, PAID) });
         }
         Ok(())
     }
@@ -243,24 +236,12 @@ impl Stage<'_> {
         for number in 1..=self.plan.connections {
             purses.push(Purse::evm(number, format!("http://{}/paid", ours.address).parse()?).await?);
         }
-        self.add(paid, ours.pid, ours.address, "/paid", 200, purses);
+        self.contenders.push(Contender { purses, ..Contender::of(paid, ours.pid, ours.address, PAID) });
         Ok(())
     }
 
     fn wants(&self, name: &str) -> bool {
         self.plan.only.is_empty() || self.plan.only.iter().any(|part| name.contains(part.as_str()))
-    }
-
-    fn add(
-        &mut self,
-        name: &'static str,
-        pid: u32,
-        address: SocketAddr,
-        path: &'static str,
-        status: u16,
-        purses: Vec<Purse>,
-    ) {
-        self.contenders.push(Contender { name, pid, address, path, status, purses, samples: Vec::new() });
     }
 
     fn piece(&mut self, piece: &Piece) -> Result<(u32, SocketAddr), BenchError> {

@@ -14,14 +14,28 @@ use super::BenchError;
 pub struct Load {
     /// Each request, as it is written.
     requests: Vec<String>,
+    /// How much later each request begins than the one before it, and how long the first waits.
+    pace: Option<(Duration, Duration)>,
 }
 
 impl Load {
-    /// `count` requests for `path`; `headers` gives each one's own header lines, each with its line end.
+    /// `count` requests for `path`, with a payment each where there are payments.
     #[must_use]
-    pub fn new(path: &str, count: usize, headers: impl Fn(usize) -> String) -> Self {
-        let request = |number| format!("GET {path} HTTP/1.1\r\nHost: bench\r\n{}\r\n", headers(number));
-        Self { requests: (0..count).map(request).collect() }
+    pub fn new(path: &str, count: usize, payments: &[String]) -> Self {
+        let request = |number| {
+            let payment =
+                payments.get(number).map_or_else(String::new, |value| format!("PAYMENT-SIGNATURE: {value}\r\n"));
+            format!("GET {path} HTTP/1.1\r\nHost: bench\r\n{payment}\r\n")
+        };
+        Self { requests: (0..count).map(request).collect(), pace: None }
+    }
+
+    /// The same, with one request begun so often, the first after a while, instead of each when the one before it is
+    /// answered.
+    #[must_use]
+    pub const fn paced(mut self, every: Duration, first: Duration) -> Self {
+        self.pace = Some((every, first));
+        self
     }
 }
 
@@ -73,8 +87,19 @@ async fn send(mut stream: TcpStream, load: Load, status: u16) -> Result<Vec<Dura
     let expected = format!("HTTP/1.1 {status} ");
     let mut buffer = Vec::with_capacity(16 << 10);
     let mut took = Vec::with_capacity(load.requests.len());
-    for request in &load.requests {
-        let started = Instant::now();
+    let mut due = Instant::now() + load.pace.map_or(Duration::ZERO, |(_, first)| first);
+    for (number, request) in load.requests.iter().enumerate() {
+        let mut started = Instant::now();
+        if let Some((every, _)) = load.pace {
+            // A request that is late because the one before it was answered late has waited since it was due.
+            if started < due {
+                tokio::time::sleep_until(due.into()).await;
+                started = Instant::now();
+            } else if number > 0 {
+                started = due;
+            }
+            due += every;
+        }
         stream.write_all(request.as_bytes()).await?;
         buffer.clear();
         let mut whole = None;
@@ -104,7 +129,7 @@ fn length(answer: &[u8]) -> Option<usize> {
 }
 
 /// Processor time so far of a process and those that it has started, all threads that live.
-pub fn cpu(pid: u32) -> Result<Duration, BenchError> {
+fn cpu(pid: u32) -> Result<Duration, BenchError> {
     let mut nanos: u64 = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();
@@ -118,12 +143,4 @@ pub fn cpu(pid: u32) -> Result<Duration, BenchError> {
         }
     }
     Ok(Duration::from_nanos(nanos))
-}
-
-/// Memory of a process that is resident now, in bytes.
-pub fn resident(pid: u32) -> Result<u64, BenchError> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS is told")?;
-    let kib: u64 = line.split_whitespace().next().unwrap_or_default().parse()?;
-    Ok(kib.saturating_mul(1024))
 }

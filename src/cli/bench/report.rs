@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use super::compare::{BARE, Plan, Verified};
 use super::load::Sample;
-use super::{BARE, Plan, Verified};
 
 /// A contender's rounds.
 #[derive(Clone, Debug, Serialize)]

@@ -72,7 +72,7 @@ impl Purse {
 
 /// A payer on an EVM network.
 pub struct EvmPurse {
-    key: SecretKey,
+    payer: EvmPayer,
     required: PaymentRequired,
     offer: PaymentRequirements,
     config: ChannelConfig,
@@ -83,12 +83,12 @@ pub struct EvmPurse {
 
 impl EvmPurse {
     fn open(number: u32, required: &PaymentRequired, offer: &PaymentRequirements) -> Result<Self, BenchError> {
-        let key = SecretKey::from_secret_bytes(seed(number))?;
-        let payer = address_of(&PublicKey::from_secret_key(&key));
+        let payer = EvmPayer::new(seed(number))?;
+        let address = address_of(&PublicKey::from_secret_key(&payer.0));
         let term = |name: &str| offer.extra.get(name).cloned().unwrap_or_default();
         let config: ChannelConfig = serde_json::from_value(json!({
-            "payer": payer,
-            "payerAuthorizer": payer,
+            "payer": address,
+            "payerAuthorizer": address,
             "receiver": offer.pay_to,
             "receiverAuthorizer": term("receiverAuthorizer"),
             "token": offer.asset,
@@ -98,20 +98,38 @@ impl EvmPurse {
         let chain = offer.network.as_str().rsplit(':').next().and_then(|id| id.parse().ok()).unwrap_or_default();
         let domain = Domain::batch_settlement(chain);
         let id = channel_id(&domain, &config);
-        Ok(Self { key, required: required.clone(), offer: offer.clone(), config, domain, id, total: Amount::ZERO })
+        Ok(Self { payer, required: required.clone(), offer: offer.clone(), config, domain, id, total: Amount::ZERO })
     }
 
     fn sign(&mut self) -> Result<String, BenchError> {
         self.total = self.total.checked_add(self.offer.amount).ok_or("a channel is used up")?;
-        let digest = voucher_digest(&self.domain, &self.id, self.total);
-        let signature = RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), &self.key);
-        let (id, compact) = signature.serialize_compact();
-        let mut bytes = [27_u8.saturating_add(id.to_u8()); 65];
-        bytes[..64].copy_from_slice(&compact);
-        let voucher: Value =
-            json!({ "channelId": self.id, "maxClaimableAmount": self.total, "signature": EvmSignature(bytes) });
+        let signature = self.payer.sign(&voucher_digest(&self.domain, &self.id, self.total));
+        let voucher = json!({ "channelId": self.id, "maxClaimableAmount": self.total, "signature": signature });
         let payload = json!({ "type": "voucher", "channelConfig": self.config, "voucher": voucher });
         Ok(payment_header(&self.required, &self.offer, payload)?)
+    }
+}
+
+/// The key of a payer on an EVM network.
+pub struct EvmPayer(SecretKey);
+
+impl EvmPayer {
+    /// The key of these bytes.
+    ///
+    /// # Errors
+    /// [`BenchError`] where the curve has no such key.
+    pub fn new(secret: [u8; 32]) -> Result<Self, BenchError> {
+        Ok(Self(SecretKey::from_secret_bytes(secret)?))
+    }
+
+    /// Signs as a contract recovers it.
+    #[must_use]
+    pub fn sign(&self, digest: &B256) -> EvmSignature {
+        let signed = RecoverableSignature::sign_ecdsa_recoverable(Message::from_digest(digest.0), &self.0);
+        let (id, compact) = signed.serialize_compact();
+        let mut bytes = [27_u8.saturating_add(id.to_u8()); 65];
+        bytes[..64].copy_from_slice(&compact);
+        EvmSignature(bytes)
     }
 }
 

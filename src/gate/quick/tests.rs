@@ -1,0 +1,249 @@
+//! Whatever is recognized, the general way reads the same; and the plain payment is recognized.
+
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::super::challenge::Challenges;
+use super::super::evm::Served;
+use super::super::route::{EvmScheme, Offer, Payee, Pricing, Route};
+use super::*;
+use crate::amount::{Amount, Asset};
+use crate::ledger::channel::{ChannelTerms, Seller, Terms};
+use crate::scheme::batch_settlement_evm::payload::EvmBatchPayload;
+use crate::scheme::evm::{EvmTerms, TransferMethod, testing};
+use crate::scheme::svm::{TOKEN_PROGRAM, USDC_DEVNET};
+use crate::scheme::{batch_settlement_evm, batch_settlement_svm};
+use crate::x402::Key;
+use crate::x402::evm::{Address, B256, EvmSignature};
+use crate::x402::key::Signature;
+use crate::x402::network::SOLANA_DEVNET;
+use crate::x402::payment_identifier;
+use crate::x402::wire::{BatchPayload, PaymentPayload};
+
+fn address(seed: u8) -> Key {
+    Key(SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes())
+}
+
+fn svm_seller() -> Arc<Seller> {
+    Arc::new(Seller {
+        network: SOLANA_DEVNET.parse().unwrap(),
+        asset: Arc::new(Asset { address: USDC_DEVNET.to_string().into(), symbol: "USDC".into(), decimals: 6 }),
+        mint: USDC_DEVNET,
+        token_program: TOKEN_PROGRAM,
+        pay_to: address(1),
+        fee_payer: address(2),
+        receiver_authorizer: address(2),
+        withdraw_delay: 3600,
+        treasury_owner: address(3),
+    })
+}
+
+/// A route that is paid on both families of networks, and on one of them once too.
+fn prepared() -> Arc<Prepared> {
+    let evm = Arc::new(testing::seller(TransferMethod::Eip3009));
+    let offer = |payee, amount: u64| Offer {
+        payee,
+        amount: amount.into(),
+        min_deposit: Some(Amount::new(20_000)),
+        max_timeout_seconds: 300,
+        memo: Some("a memo".into()),
+    };
+    let offers = vec![
+        offer(Payee::Svm(svm_seller()), 1000),
+        offer(Payee::Evm(Arc::clone(&evm), EvmScheme::BatchSettlement), 1000),
+        offer(Payee::Evm(evm, EvmScheme::Exact), 1000),
+    ];
+    let route = Arc::new(Route {
+        name: "/quote".into(),
+        host: None,
+        methods: Vec::new(),
+        path: "/quote".into(),
+        pricing: Pricing::Fixed(offers),
+        upstream: None,
+        timeout: None,
+        description: None,
+        mime_type: None,
+        policy: None,
+    });
+    let extensions = Map::from_iter([(payment_identifier::NAME.to_owned(), payment_identifier::declaration())]);
+    let served = [(testing::seller(TransferMethod::Eip3009).network, Served::default())];
+    Challenges::new(extensions, served.into()).of(&route)
+}
+
+/// A payment of each family, as a client writes it that echoes what it was offered.
+fn payments(prepared: &Prepared) -> [Value; 2] {
+    let required = prepared.required("http://a/quote", "payment_required", &|_| None, None).v2;
+    let svm = Terms::derive(svm_seller(), address(7), address(8), 42, 341_000_000);
+    let seller = Arc::new(testing::seller(TransferMethod::Eip3009));
+    let evm = EvmTerms::derive(seller, Address([7; 20]), Address([8; 20]), B256([42; 32]));
+    let payloads = [
+        json!({
+            "type": "voucher",
+            "channelConfig": svm.config(),
+            "voucher": {
+                "channelId": svm.id, "maxClaimableAmount": "5000", "expiresAt": 0, "signature": Signature([9; 64]),
+            },
+        }),
+        json!({
+            "type": "voucher",
+            "channelConfig": evm.config(),
+            "voucher": {
+                "channelId": evm.id(), "maxClaimableAmount": "5000", "signature": EvmSignature([9; 65]),
+            },
+        }),
+    ];
+    let mut offers = required.accepts.iter();
+    payloads.map(|payload| {
+        json!({
+            "x402Version": 2,
+            "resource": required.resource,
+            "accepted": offers.next().unwrap(),
+            "payload": payload,
+            "extensions": required.extensions,
+        })
+    })
+}
+
+/// Asserts that the general way reads what was recognized; says whether anything was.
+fn agrees(prepared: &Prepared, text: &str) -> bool {
+    let Some(quick) = read(prepared, text.as_bytes()) else { return false };
+    let payment: PaymentPayload = serde_json::from_str(text).unwrap();
+    assert_eq!(payment.x402_version, 2, "{text}");
+    let Ok(offer) = prepared.select(&payment.accepted) else { panic!("no such offer: {text}") };
+    assert!(Arc::ptr_eq(&offer, &quick.offer), "{text}");
+    assert_eq!(payment_identifier::id(&payment.extensions), Ok(None), "{text}");
+    match quick.voucher {
+        QuickVoucher::Svm(paid) => {
+            let (channel_config, voucher) = *paid;
+            let general = batch_settlement_svm::parse(payment.payload).unwrap();
+            assert_eq!(general, BatchPayload::Voucher { channel_config, voucher }, "{text}");
+        }
+        QuickVoucher::Evm(paid) => {
+            let (channel_config, voucher) = *paid;
+            let general = batch_settlement_evm::parse(&payment.payload).unwrap();
+            assert_eq!(general, EvmBatchPayload::Voucher { channel_config, voucher }, "{text}");
+        }
+    }
+    true
+}
+
+#[test]
+fn the_plain_payment_is_recognized_whatever_the_client_adds() {
+    let prepared = prepared();
+    for payment in payments(&prepared) {
+        assert!(agrees(&prepared, &payment.to_string()));
+        let mut more = payment.clone();
+        more["accepted"]["extra"]["recentSlot"] = json!(7);
+        more["accepted"]["extra"]["note"] = json!({ "a": [1, null] });
+        more["note"] = json!("x");
+        assert!(agrees(&prepared, &more.to_string()));
+        for absent in ["resource", "extensions"] {
+            let mut less = payment.clone();
+            less.as_object_mut().unwrap().remove(absent);
+            assert!(agrees(&prepared, &less.to_string()), "{absent}");
+        }
+        let mut escaped = payment.clone();
+        escaped["resource"]["url"] = json!("http://a/\"quote\"\n");
+        assert!(agrees(&prepared, &escaped.to_string()));
+    }
+}
+
+#[test]
+fn what_asks_for_more_goes_the_general_way() {
+    type Change = fn(&mut Value);
+    let changes: &[Change] = &[
+        |payment| payment["x402Version"] = json!(1),
+        |payment| payment["extensions"][payment_identifier::NAME]["info"]["id"] = json!("pay_7d5d747be160"),
+        |payment| payment["extensions"] = json!({}),
+        |payment| payment["extensions"] = Value::Null,
+        |payment| payment["resource"] = json!(7),
+        |payment| payment["accepted"]["amount"] = json!("999"),
+        |payment| payment["accepted"]["payTo"] = json!("other"),
+        |payment| payment["accepted"]["maxTimeoutSeconds"] = json!(301),
+        |payment| payment["accepted"]["extra"]["withdrawDelay"] = json!("3600"),
+        |payment| payment["accepted"]["scheme"] = json!("exact"),
+        |payment| payment["payload"]["type"] = json!("refund"),
+        |payment| payment["payload"]["type"] = json!("deposit"),
+        |payment| payment["payload"]["voucher"]["signature"] = json!("x"),
+    ];
+    let prepared = prepared();
+    for payment in payments(&prepared) {
+        for (number, change) in changes.iter().enumerate() {
+            let mut changed = payment.clone();
+            change(&mut changed);
+            assert!(read(&prepared, changed.to_string().as_bytes()).is_none(), "change {number}: {changed}");
+        }
+    }
+    let [mut svm, _] = payments(&prepared);
+    svm["accepted"]["extra"]["paymentFlow"] = json!("authorization");
+    assert!(read(&prepared, svm.to_string().as_bytes()).is_none(), "it may say something that is not offered");
+    let [mut svm, _] = payments(&prepared);
+    svm["payload"]["authorization"] = Value::Null;
+    assert!(read(&prepared, svm.to_string().as_bytes()).is_none(), "it belongs to vouchers that are not offered");
+}
+
+/// The places of all values in a tree.
+fn places(value: &Value, here: &str, found: &mut Vec<String>) {
+    found.push(here.to_owned());
+    if let Value::Object(members) = value {
+        members.iter().for_each(|(name, member)| places(member, &format!("{here}/{name}"), found));
+    }
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u32>().prop_map(Value::from),
+        any::<u32>().prop_map(|number| Value::from(number.to_string())),
+        "[a-z\"\\\\é]{0,8}".prop_map(Value::from),
+        Just(json!({})),
+        Just(json!([1])),
+    ]
+}
+
+proptest! {
+    /// With values put in the place of others, members taken out, said twice in two ways, and spaces between them.
+    #[test]
+    fn what_is_recognized_is_read_the_same_by_the_general_way(
+        family in 0..2_usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), prop::option::of(any_value())), 0..3),
+        twice in prop::option::of((any::<prop::sample::Index>(), any_value(), any::<bool>())),
+        spaced in any::<bool>(),
+    ) {
+        let prepared = prepared();
+        let mut payment = payments(&prepared)[family].clone();
+        for (place, value) in changes {
+            let mut found = Vec::new();
+            places(&payment, "", &mut found);
+            let place = place.get(&found);
+            let Some((parent, name)) = place.rsplit_once('/') else { continue };
+            let Some(members) = payment.pointer_mut(parent).and_then(Value::as_object_mut) else { continue };
+            match value {
+                Some(value) => _ = members.insert(name.to_owned(), value),
+                None => _ = members.remove(name),
+            }
+        }
+        let mut text = if spaced { serde_json::to_string_pretty(&payment).unwrap() } else { payment.to_string() };
+        if let Some((at, value, before)) = twice {
+            // Somewhere a member begins; said once more there, before or behind itself.
+            let members: Vec<_> = text.match_indices("\":").map(|(end, _)| end).collect();
+            if !members.is_empty() {
+                let end = *at.get(&members);
+                let start = text[..end].rfind('"').unwrap();
+                let name = text[start..=end].to_owned();
+                let again = format!("{name}:{value},");
+                if before {
+                    text.insert_str(start, &again);
+                } else {
+                    let open = text[..start].rfind('{').unwrap() + 1;
+                    text.insert_str(open, &again);
+                }
+            }
+        }
+        let _recognized = agrees(&prepared, &text);
+    }
+}
