@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where something is missing")]
 
 mod audit;
+mod bench;
 mod crash;
 mod interop;
 mod large;

@@ -227,8 +227,8 @@ impl Stage<'_> {
         let configuration = format!(
             "upstream: http://{upstream}\nnetwork: base-sepolia\npay_to: '0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC'\n\
              facilitator: http://{facilitator}\nstore: {{ path: turnpike.db }}\n\
-             signer:\n  evm_shares:\n    - {{ file: shares/share-1.json, passphrase_file: passphrases/passphrase-1.txt }}\n    \
-             - {{ file: shares/share-2.json, passphrase_file: passphrases/passphrase-2.txt }}\n\
+             signer:\n  evm_shares:\n    - {{ file: shares/evm-share-1.json, passphrase_file: passphrases/evm-passphrase-1.txt }}\n    \
+             - {{ file: shares/evm-share-2.json, passphrase_file: passphrases/evm-passphrase-2.txt }}\n\
              routes:\n  - {{ path: /paid, price: '$0.000001' }}"
         );
         let ours = self.turnpike("evm", &self.plan.place.clone(), &configuration)?;

@@ -1,0 +1,49 @@
+//! `turnpike bench` measures every contender that this machine has, and leaves nothing behind.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::support::{BINARY, directory};
+
+#[test]
+fn every_contender_is_measured_and_nothing_is_left_behind() {
+    let place = directory();
+    let output = Command::new(BINARY)
+        .args(["bench", "--rounds", "1", "--connections", "2", "--requests", "4", "--json", "--dir", "."])
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let contenders = report["contenders"].as_array().unwrap();
+    let names: Vec<_> = contenders.iter().map(|contender| contender["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [
+            "bare hyper proxy",
+            "nginx, plain proxy",
+            "Turnpike, free route",
+            "Turnpike, unpaid: 402",
+            "Turnpike, paid, Ed25519",
+            "Turnpike, paid, Ed25519, ledger in memory",
+            "Turnpike, paid, EVM",
+        ]
+    );
+    for contender in contenders {
+        let [sample] = &contender["samples"].as_array().unwrap()[..] else { panic!("one round: {contender}") };
+        for figure in ["per_second", "p50", "p99", "p999", "cpu"] {
+            assert!(sample[figure].as_f64().unwrap() > 0.0, "{figure} of {contender}");
+        }
+    }
+    assert_eq!(report["ratios"].as_array().unwrap().len(), 5);
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "its directory goes with it");
+}
+
+#[test]
+fn more_than_can_be_prepared_is_refused_before_anything_starts() {
+    let output = Command::new(BINARY).args(["bench", "--connections", "1024", "--requests", "1000"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("500000") && error.contains("lower one of them"), "{error}");
+}
