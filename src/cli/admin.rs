@@ -1,5 +1,7 @@
 //! `turnpike channels` and `turnpike settle`: questions and orders for a running Turnpike, by its admin address.
 
+use std::time::Duration;
+
 use clap::Args as ClapArgs;
 use http::{HeaderMap, Method, Uri};
 use serde_json::Value;
@@ -30,6 +32,9 @@ pub struct SettleArgs {
     admin: AdminArgs,
 }
 
+/// How long an answer of the admin side is waited for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(24 * 3600);
+
 #[derive(Debug, ClapArgs)]
 struct AdminArgs {
     /// Where the running Turnpike's admin side listens
@@ -41,13 +46,15 @@ struct AdminArgs {
 }
 
 impl AdminArgs {
+    /// Asks, and waits for the answer: a settlement of very many channels has one when it is over.
     fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
         let uri: Uri = format!("{}{path}", self.admin.trim_end_matches('/')).parse().map_err(|_| {
             Failure::unusable(format_args!("--admin {:?} is not an address such as http://127.0.0.1:9402", self.admin))
         })?;
         let request = Request { method, uri, headers: HeaderMap::new(), body: bytes::Bytes::new() };
         runtime()?.block_on(async {
-            let response = Http::new().map_err(Failure::failed)?.send(&request, None).await.map_err(|error| {
+            let http = Http::waiting(ANSWER_WITHIN).map_err(Failure::failed)?;
+            let response = http.send(&request, None).await.map_err(|error| {
                 Failure::failed(format_args!("{error}. Is `turnpike serve` running, and is admin.listen this address?"))
             })?;
             let status = response.status();

@@ -109,27 +109,36 @@ impl Response {
     }
 }
 
-/// How long an answer's header is waited for.
+/// How long an answer's header is waited for, where nothing else is said.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An HTTP client.
 pub struct Http {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    patience: Duration,
 }
 
 impl Http {
-    /// A client that trusts Mozilla's roots.
+    /// A client that trusts Mozilla's roots, and waits two minutes for the header of an answer.
     ///
     /// # Errors
     /// [`HttpError`] where no TLS configuration can be made.
     pub fn new() -> Result<Self, HttpError> {
+        Self::waiting(ANSWER_TIMEOUT)
+    }
+
+    /// The same, waiting so long: for what takes its time before it answers.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn waiting(patience: Duration) -> Result<Self, HttpError> {
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
             .map_err(|error| HttpError::Unreachable { url: "any server".into(), why: error.to_string() })?
             .https_or_http()
             .enable_http1()
             .build();
-        Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector) })
+        Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector), patience })
     }
 
     /// Sends a request, with a payment where one is given.
@@ -146,10 +155,24 @@ impl Http {
         if let Some(payment) = payment {
             message.headers_mut().insert(HeaderName::from_static(PAYMENT_SIGNATURE), HeaderValue::from_str(payment)?);
         }
-        match tokio::time::timeout(ANSWER_TIMEOUT, self.client.request(message)).await {
+        match tokio::time::timeout(self.patience, self.client.request(message)).await {
             Ok(Ok(response)) => Ok(Response(response)),
             Ok(Err(error)) => Err(HttpError::Unreachable { url: url(), why: causes(&error) }),
-            Err(_) => Err(HttpError::TimedOut { url: url(), after: ANSWER_TIMEOUT }),
+            Err(_) => Err(HttpError::TimedOut { url: url(), after: self.patience }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_is_waited_for_as_long_as_was_said() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let request = Request::get(format!("http://{}/", silent.local_addr().unwrap()).parse().unwrap());
+        let patience = Duration::from_millis(20);
+        let answer = Http::waiting(patience).unwrap().send(&request, None).await;
+        assert!(matches!(answer, Err(HttpError::TimedOut { after, .. }) if after == patience));
     }
 }
