@@ -5,18 +5,23 @@
 #![allow(clippy::float_arithmetic, clippy::as_conversions, reason = "measurements, not money")]
 
 pub mod compare;
+mod crowd;
 pub mod load;
+pub mod peer;
 pub mod pieces;
 mod process;
 pub mod purse;
 pub mod report;
+mod stage;
 
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
 use self::compare::Plan;
+use self::peer::Peer;
 use self::pieces::Piece;
+use self::report::IDLE_BYTES_MAX;
 use super::output::{Output, Style};
 use super::{Failure, runtime};
 
@@ -31,7 +36,7 @@ const REQUESTS_MAX: u32 = 500_000;
 /// Measures Turnpike side by side with a bare reverse proxy on this machine: throughput, latency, processor time
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Run it on a machine that does nothing else; nginx is measured too where it is installed.\n\nExamples:\n  turnpike bench\n  turnpike bench --rounds 9 --connections 32\n  turnpike bench --only free --only 402 --requests 2000\n  turnpike bench --json > figures.json"
+    after_help = "Run it on a machine that does nothing else; nginx is measured too where it is installed.\n\nExamples:\n  turnpike bench\n  turnpike bench --rounds 9 --connections 32\n  turnpike bench --only free --only 402 --requests 2000\n  turnpike bench --peer 'reference=node benches/peers/reference.mjs'\n  turnpike bench --json > figures.json"
 )]
 pub struct Args {
     /// Rounds, after one to warm up
@@ -46,6 +51,12 @@ pub struct Args {
     /// Only contenders whose name holds this, beside the bare proxy; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Channels that Turnpike knows in the comparison of many with 1000
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2_000..=10_000_000))]
+    channels: u64,
+    /// Another paywall: what to call it, and the command that serves it; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND")]
+    peer: Vec<Peer>,
     /// Where ledgers are kept meanwhile, in a directory of their own: on the disk whose flushes count
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
@@ -82,6 +93,8 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
         requests: usize::try_from(args.requests).map_err(Failure::unusable)?,
         rounds: usize::from(args.rounds),
         only: args.only,
+        channels: args.channels,
+        peers: args.peer,
     };
     let report = runtime()?.block_on(compare::run(&plan, &mut |step| output.progress(step)));
     output.progress("");
@@ -101,6 +114,11 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
     output.line(format_args!("  one signature's check: Ed25519 {:.1} us, EVM {:.1} us", ed25519.median, evm.median));
     output.heading("Ratios, made within each round");
     output.table(&report.ratio_rows());
+    if let Some(bytes) = report.idle_channel_bytes {
+        output.line(format_args!(
+            "  an idle channel: {bytes:.0} bytes of resident memory, at most {IDLE_BYTES_MAX:.0} are meant"
+        ));
+    }
     Ok(())
 }
 

@@ -10,7 +10,20 @@ use super::support::{BINARY, directory};
 fn every_contender_is_measured_and_nothing_is_left_behind() {
     let place = directory();
     let output = Command::new(BINARY)
-        .args(["bench", "--rounds", "1", "--connections", "2", "--requests", "4", "--json", "--dir", "."])
+        .args([
+            "bench",
+            "--rounds",
+            "1",
+            "--connections",
+            "2",
+            "--requests",
+            "4",
+            "--channels",
+            "2000",
+            "--json",
+            "--dir",
+            ".",
+        ])
         .current_dir(place.path())
         .output()
         .unwrap();
@@ -28,6 +41,8 @@ fn every_contender_is_measured_and_nothing_is_left_behind() {
             "Turnpike, paid, Ed25519",
             "Turnpike, paid, Ed25519, ledger in memory",
             "Turnpike, paid, EVM",
+            "Turnpike, few channels known: 1000",
+            "Turnpike, many channels known: 2000",
         ]
     );
     for contender in contenders {
@@ -36,7 +51,8 @@ fn every_contender_is_measured_and_nothing_is_left_behind() {
             assert!(sample[figure].as_f64().unwrap() > 0.0, "{figure} of {contender}");
         }
     }
-    assert_eq!(report["ratios"].as_array().unwrap().len(), 5);
+    assert_eq!(report["ratios"].as_array().unwrap().len(), 6);
+    assert!(report["idle_channel_bytes"].is_number());
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "its directory goes with it");
 }
 

@@ -4,12 +4,13 @@ use serde::Serialize;
 
 use super::compare::{BARE, Plan, Verified};
 use super::load::Sample;
+use super::stage::CROWDS;
 
 /// A contender's rounds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     /// Who.
-    pub name: &'static str,
+    pub name: String,
     /// One for each round.
     pub samples: Vec<Sample>,
 }
@@ -77,14 +78,28 @@ pub struct Report {
     pub verification: (Spread, Spread),
     /// What is watched.
     pub ratios: Vec<Ratio>,
+    /// Bytes of resident memory of an idle channel, where that was measured.
+    pub idle_channel_bytes: Option<f64>,
 }
 
+/// What an idle channel may take of resident memory, in bytes.
+pub const IDLE_BYTES_MAX: f64 = 400.0;
+
 impl Report {
-    pub(super) fn new(plan: &Plan, contenders: Vec<Measured>, verified: &[Verified]) -> Self {
+    pub(super) fn new(plan: &Plan, contenders: Vec<Measured>, verified: &[Verified], idle: Option<f64>) -> Self {
         let ratios = ratios(&contenders, verified);
         let verification = (Spread::of(verified.iter().map(|v| v.ed25519)), Spread::of(verified.iter().map(|v| v.evm)));
         let (connections, requests, rounds) = (plan.connections, plan.requests, plan.rounds);
-        Self { machine: machine(), connections, requests, rounds, contenders, verification, ratios }
+        Self {
+            machine: machine(),
+            connections,
+            requests,
+            rounds,
+            contenders,
+            verification,
+            ratios,
+            idle_channel_bytes: idle,
+        }
     }
 
     /// The contenders' figures as rows of a table, the heading first.
@@ -104,7 +119,7 @@ impl Report {
                 format!("{median:.2} ({least:.2}-{most:.2})")
             });
             rows.push(vec![
-                contender.name.to_owned(),
+                contender.name.clone(),
                 of(|sample| sample.per_second),
                 of(|sample| sample.p50),
                 of(|sample| sample.p99),
@@ -161,6 +176,14 @@ fn ratios(contenders: &[Measured], verified: &[Verified]) -> Vec<Ratio> {
     let value = ed25519.zip(find("in memory"));
     let value = value.map(|(disk, memory)| paired(disk, memory, |disk, memory| disk.per_second / memory.per_second));
     add("paid requests/s, ledger on disk / in memory", value, 0.85, true);
+    let crowd = |name: &str| contenders.iter().find(|contender| contender.name.starts_with(name));
+    let [few, many] = CROWDS.map(crowd);
+    let value = many.zip(few).map(|(many, few)| paired(many, few, cpu));
+    add("paid, CPU with many channels known / few", value, 1.2, false);
+    let value = evm
+        .zip(find("reference"))
+        .map(|(ours, theirs)| paired(ours, theirs, |ours, theirs| ours.per_second / theirs.per_second));
+    add("paid requests/s / the reference middleware's", value, 50.0, true);
     ratios
 }
 
@@ -183,9 +206,9 @@ fn machine() -> String {
 mod tests {
     use super::*;
 
-    fn measured(name: &'static str, cpu: [f64; 3]) -> Measured {
+    fn measured(name: &str, cpu: [f64; 3]) -> Measured {
         let sample = |cpu| Sample { per_second: 1e6 / cpu, p50: 1.0, p99: 2.0, p999: 3.0, cpu };
-        Measured { name, samples: cpu.map(sample).to_vec() }
+        Measured { name: name.to_owned(), samples: cpu.map(sample).to_vec() }
     }
 
     #[test]
