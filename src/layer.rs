@@ -291,7 +291,7 @@ impl Shared {
 
     /// What to do with a request, as far as that needs no waiting.
     fn decide(&self, parts: &mut Parts, origin: Option<&Origin>) -> Decision {
-        let payment = match (take(&parts.headers, PAYMENT_SIGNATURE), take(&parts.headers, X_PAYMENT)) {
+        let payment = match (take(&parts.headers, &SIGNATURE), take(&parts.headers, &PAYMENT_V1)) {
             (Some(value), _) => Some(Payment::V2(value)),
             (None, value) => value.map(Payment::V1),
         };
@@ -477,7 +477,7 @@ fn ours<R>(response: Response<Bytes>, verdict: Verdict) -> Response<ResponseBody
 }
 
 /// The payment. Several headers are one list to HTTP, and a list is no payment, so they are joined and will not decode.
-fn take(headers: &HeaderMap, name: &str) -> Option<HeaderValue> {
+fn take(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     let mut values = values.peekable();
@@ -492,6 +492,9 @@ fn take(headers: &HeaderMap, name: &str) -> Option<HeaderValue> {
     // Of what headers hold, joined by what they may hold, a header can always be made.
     HeaderValue::from_maybe_shared(Bytes::from(list)).ok()
 }
+
+const SIGNATURE: HeaderName = HeaderName::from_static(PAYMENT_SIGNATURE);
+const PAYMENT_V1: HeaderName = HeaderName::from_static(X_PAYMENT);
 
 /// Headers that are ours, or the protocol's, and never pass.
 const OURS: [&str; 5] = [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT, X_PAYMENT_RESPONSE];

@@ -1,13 +1,13 @@
 //! What stands around the gate in the standalone proxy: a request id, metrics and a log line outside; outside's route
 //! and the payer's headers handed to the upstream inside.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use parking_lot::RwLock;

@@ -354,6 +354,9 @@ async fn handshake(tcp: TcpStream, config: Arc<rustls::ServerConfig>, patience: 
     Ok(Socket::Tls(Box::new(tls)))
 }
 
+/// How many header fields hyper reads where it is told nothing.
+const HYPER_HEADERS_MAX: usize = 100;
+
 /// hyper's own limits, under ours. What they refuse (a head that is no HTTP, or too large to be parsed) hyper answers
 /// itself with 400, 414 or 431 and no body.
 fn http_builder(settings: &Settings) -> auto::Builder<TokioExecutor> {
@@ -365,8 +368,11 @@ fn http_builder(settings: &Settings) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         // Ours instead: it tells a slow head from an idle connection.
         .header_read_timeout(None)
-        .max_buf_size(head.max(8 << 10))
-        .max_headers(limits.headers_max.saturating_add(1));
+        .max_buf_size(head.max(8 << 10));
+    // Naming its own bound would cost each request a longer way.
+    if limits.headers_max > HYPER_HEADERS_MAX {
+        builder.http1().max_headers(limits.headers_max.saturating_add(1));
+    }
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -153,7 +153,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
+    type Future = Answering;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         Poll::Ready(Ok(()))
@@ -162,10 +162,14 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut request = request.map(Body::wrap);
         let destination: Destination = request.extensions_mut().remove().unwrap_or_default();
-        let upstream = self.find(&destination);
-        Box::pin(async move { upstream?.answer(request, destination.timeout).await })
+        match self.find(&destination) {
+            Ok(upstream) => upstream.answer(request, destination.timeout),
+            Err(failure) => Box::pin(std::future::ready(Err(failure))),
+        }
     }
 }
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
 
 /// One upstream with its connections.
 struct Upstream {
@@ -176,7 +180,7 @@ struct Upstream {
 
 enum Endpoints {
     One(Box<Pool>),
-    Several(Box<Mutex<Balanced>>, Vec<Arc<Health>>),
+    Several(Arc<Mutex<Balanced>>, Arc<[Arc<Health>]>),
 }
 
 type Balanced = Balance<ServiceList<Vec<PendingRequests<Pool, UntilTheBodyEnds>>>, Request<Body>>;
@@ -197,7 +201,7 @@ impl Upstream {
         let mut pools: Vec<Pool> =
             settings.endpoints.iter().map(|endpoint| Pool::new(endpoint.clone(), &connections)).collect();
         let can_upgrade = pools.iter().all(Pool::can_upgrade);
-        let health: Vec<_> = pools.iter().map(Pool::health).collect();
+        let health: Arc<[_]> = pools.iter().map(Pool::health).collect();
         let endpoints = match pools.pop() {
             None => return Err(NoEndpoint),
             Some(only) if pools.is_empty() => Endpoints::One(Box::new(only)),
@@ -205,7 +209,7 @@ impl Upstream {
                 pools.push(last);
                 let counted = pools.into_iter().map(|pool| PendingRequests::new(pool, UntilTheBodyEnds)).collect();
                 Endpoints::Several(
-                    Box::new(Mutex::new(Balance::new(ServiceList::new::<Request<Body>>(counted)))),
+                    Arc::new(Mutex::new(Balance::new(ServiceList::new::<Request<Body>>(counted)))),
                     health,
                 )
             }
@@ -213,11 +217,25 @@ impl Upstream {
         Ok(Self { settings: settings.clone(), endpoints, can_upgrade })
     }
 
-    async fn answer(&self, mut request: Request<Body>, timeout: Option<Duration>) -> Result<Response<Body>, Failure> {
+    /// Sends a request on its way at once, so that what waits for the answer need not hold it.
+    fn answer(self: Arc<Self>, mut request: Request<Body>, timeout: Option<Duration>) -> Answering {
         let tracker = request.extensions().get::<Tracker>().cloned();
         let client = self.prepare(&mut request);
-        let response = self.send(request, timeout.unwrap_or(self.settings.response_timeout)).await?;
-        self.receive(response, client, tracker.as_ref())
+        let timeout = timeout.unwrap_or(self.settings.response_timeout);
+        match &self.endpoints {
+            Endpoints::One(pool) => {
+                let (request, attempt) = attempt(request, timeout);
+                let sent = pool.send(request, Some(attempt));
+                Box::pin(async move { self.receive(sent.await?, client, tracker.as_ref()) })
+            }
+            Endpoints::Several(balance, health) => {
+                let (balance, health) = (Arc::clone(balance), Arc::clone(health));
+                Box::pin(async move {
+                    let response = send(&balance, &health, request, timeout).await?;
+                    self.receive(response, client, tracker.as_ref())
+                })
+            }
+        }
     }
 
     /// Turns the client's request into ours. Where it asks to switch protocols, returns the client's side of that.
@@ -228,7 +246,7 @@ impl Upstream {
         let client: Option<OnUpgrade> = extensions.remove();
         extensions.clear();
         let may_switch = self.can_upgrade && client.is_some() && request.version() == Version::HTTP_11;
-        let protocol = headers::upgrade_of(request.headers()).filter(|_| may_switch);
+        let protocol = may_switch.then(|| headers::upgrade_of(request.headers())).flatten();
 
         let headers = request.headers_mut();
         headers::strip_request(headers);
@@ -243,34 +261,6 @@ impl Upstream {
         switch_to(headers, protocol);
         request.extensions_mut().insert(NeedsHttp1);
         client
-    }
-
-    /// Sends a request, to another endpoint too where the first did not get to see it.
-    async fn send(&self, request: Request<Body>, timeout: Duration) -> Result<Response<Body>, Failure> {
-        let (balance, health) = match &self.endpoints {
-            Endpoints::One(pool) => {
-                let (request, attempt) = attempt(request, timeout);
-                return pool.send(request, Some(attempt)).await;
-            }
-            Endpoints::Several(balance, health) => (balance, health),
-        };
-        let (head, mut body) = request.into_parts();
-        let mut left = health.len().min(ATTEMPTS_MAX);
-        loop {
-            left = left.saturating_sub(1);
-            let (mut request, attempt) = attempt(Request::from_parts(head.clone(), body), timeout);
-            let loan = attempt.loan.clone();
-            request.extensions_mut().insert(attempt);
-            let failure = match choose(balance, health, request).await {
-                Err(failure) if failure.is_unsent() && left > 0 => failure,
-                answer => return answer,
-            };
-            body = match loan.reclaim() {
-                Some(body) => body,
-                None => return Err(failure),
-            };
-            tracing::warn!(cause = chain(&failure), "an endpoint is left alone for a while: check that it runs");
-        }
     }
 
     /// Turns the upstream's response into ours.
@@ -300,6 +290,32 @@ impl Upstream {
 fn switch_to(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, protocol);
+}
+
+/// Sends a request to one of several endpoints, and to another too where the first did not get to see it.
+async fn send(
+    balance: &Mutex<Balanced>,
+    health: &[Arc<Health>],
+    request: Request<Body>,
+    timeout: Duration,
+) -> Result<Response<Body>, Failure> {
+    let (head, mut body) = request.into_parts();
+    let mut left = health.len().min(ATTEMPTS_MAX);
+    loop {
+        left = left.saturating_sub(1);
+        let (mut request, attempt) = attempt(Request::from_parts(head.clone(), body), timeout);
+        let loan = attempt.loan.clone();
+        request.extensions_mut().insert(attempt);
+        let failure = match choose(balance, health, request).await {
+            Err(failure) if failure.is_unsent() && left > 0 => failure,
+            answer => return answer,
+        };
+        body = match loan.reclaim() {
+            Some(body) => body,
+            None => return Err(failure),
+        };
+        tracing::warn!(cause = chain(&failure), "an endpoint is left alone for a while: check that it runs");
+    }
 }
 
 /// Lends the body to an endpoint.
