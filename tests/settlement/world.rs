@@ -142,6 +142,7 @@ impl Store for TestStore {
             metered: Vec::new(),
             answers: Vec::new(),
             spent: Vec::new(),
+            passes: Vec::new(),
             last_batch: kept.batches.iter().map(|batch| batch.id).max().unwrap_or(0),
         })
     }
@@ -163,6 +164,10 @@ impl Store for TestStore {
                     | Write::ForgetAnswers(_)
                     | Write::Spend(_)
                     | Write::ForgetSpent(_)
+                    | Write::Pass(_)
+                    | Write::PassUsed(_)
+                    | Write::RevokePass(_)
+                    | Write::ForgetPasses(_)
                     | Write::About(_) => {}
                 }
             }
