@@ -42,6 +42,7 @@ use crate::gate::{Gate, Options as GateOptions};
 use crate::layer::{Cors, LayerOptions, TurnpikeLayer};
 use crate::ledger::answers::AnswerLimits;
 use crate::ledger::channel::{Evm, Svm};
+use crate::ledger::passes::PASSES_MAX;
 use crate::ledger::sqlite::{self, SqliteStore};
 use crate::ledger::{Ledger, Limits};
 use crate::signer::remote::{CosignerSettings, Cosigners};
@@ -388,6 +389,7 @@ fn limits(config: &Config) -> Limits {
         gap_wait_max: config.queue.gap_wait,
         reservation_max: longest.saturating_add(RESERVATION_SLACK),
         answers: config.replay.map(|replay| AnswerLimits { keep: replay.keep, bytes_max: replay.total_bytes }),
+        passes_max: PASSES_MAX,
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! How it is made: [`channel`] is the state machine, pure; `book` holds the channels in memory; `turns` decides who
 //! goes when; `changes` makes changes durable through the port in [`store`]; [`answers`] keeps what clients may ask for
-//! again. Every future given out here may be dropped at any time: what it waited for is given back, and what was
+//! again; [`passes`] counts down what was paid for ahead. Every future given out here may be dropped at any time: what it waited for is given back, and what was
 //! already handed to the store is carried through.
 //!
 //! A request is refused for the first of these that holds: the ledger has stopped, its total is above what any channel
@@ -19,6 +19,7 @@ mod book;
 mod changes;
 pub mod channel;
 pub mod memory;
+pub mod passes;
 pub mod payers;
 mod purse;
 mod queue;
@@ -39,6 +40,7 @@ use self::answers::AnswerLimits;
 use self::book::Slot;
 use self::changes::{Also, Keep, Plan, carry};
 use self::channel::{ChannelTerms, Family, Journalled, Svm, VoucherOf};
+use self::passes::{PASSES_MAX, PassRecord, PassRoom};
 use self::payers::Allowance;
 pub use self::purse::Purse;
 use self::store::{Answer, AnswerId, Charged, GlanceOf, RecordOf, Store, StoreError, Write};
@@ -70,11 +72,13 @@ pub struct Limits {
     pub reservation_max: Duration,
     /// Which answers are kept for clients that lost theirs; `None` for none.
     pub answers: Option<AnswerLimits>,
+    /// How many passes may be known at once; where there are so many, none is sold.
+    pub passes_max: usize,
 }
 
 impl Default for Limits {
     /// No limit of exposure; no credit in the last 5 minutes of a withdrawal; 64 waiting requests for each channel, 10 s behind predecessors, 250 ms at a gap; 10
-    /// minutes for a request; answers by their own default.
+    /// minutes for a request; answers by their own default; 100,000 passes.
     fn default() -> Self {
         Self {
             exposure_max: None,
@@ -86,6 +90,7 @@ impl Default for Limits {
             gap_wait_max: Duration::from_millis(250),
             reservation_max: Duration::from_secs(600),
             answers: Some(AnswerLimits::default()),
+            passes_max: PASSES_MAX,
         }
     }
 }
@@ -198,6 +203,7 @@ impl<F: Family> Ledger<F> {
         };
         core.answers.restore(snapshot.answers, core.clock.now());
         core.book.payers().restore(snapshot.spent);
+        core.passes.restore(snapshot.passes);
         drop(tokio::spawn(Core::sweep(Arc::downgrade(&core))));
         drop(tokio::spawn(answers::tidy(Arc::downgrade(&core))));
         let next_batch = AtomicU64::new(snapshot.last_batch.saturating_add(1));
@@ -423,7 +429,14 @@ pub struct Reservation<F: Family = Svm> {
     charge: Option<Amount>,
     held: Option<Box<Allowance>>,
     route: Option<Arc<str>>,
+    sold: Option<Box<Sold>>,
     over: bool,
+}
+
+/// A pass that becomes durable with its charge, and the room for it.
+struct Sold {
+    pass: PassRecord,
+    room: Arc<PassRoom>,
 }
 
 /// What a commit did.
@@ -473,6 +486,14 @@ impl<F: Family> Reservation<F> {
         on_route
     }
 
+    /// Sells a pass for the charge, in the same durable write.
+    #[must_use]
+    pub fn selling(self, pass: PassRecord, room: Arc<PassRoom>) -> Self {
+        let mut selling = self;
+        selling.sold = Some(Box::new(Sold { pass, room }));
+        selling
+    }
+
     /// Charges the reserved price, or what [`Self::charging`] said of it, and makes it durable; with a deposit, takes up the channel as the chain confirmed it.
     /// The request's answer may be delivered when this has returned a receipt, and not otherwise: after an error the
     /// same voucher may pay for another request. Dropped before it returns, it charges or releases, whichever is true
@@ -512,7 +533,7 @@ impl<F: Family> Reservation<F> {
         let plan = Plan::Commit { ticket: self.ticket, on_chain, charge };
         let charged = Charged { amount: charge.unwrap_or(self.amount), route: self.route.take() };
         let over = &mut self.over;
-        let also = Also { charged: Some(charged), keep, held };
+        let also = Also { charged: Some(charged), keep, held, sold: self.sold.take() };
         let channel = core.change_also(id, plan, also, || *over = true).await?;
         // Only a plan without a change gives no record, and a charge is one.
         let channel = channel.ok_or_else(|| StoreError("nothing was charged".to_owned()))?;

@@ -3,6 +3,7 @@
 //!
 //! Source: `x402-specification-v2.md` section 5, `transports-v2/http.md`. Nothing here knows a scheme.
 
+pub mod call_pack;
 pub mod evm;
 pub mod header;
 pub mod key;

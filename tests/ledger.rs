@@ -9,6 +9,8 @@ mod support;
 mod crash;
 #[path = "ledger/model.rs"]
 mod model;
+#[path = "ledger/passes.rs"]
+mod passes;
 #[path = "ledger/payers.rs"]
 mod payers;
 #[path = "ledger/turns.rs"]

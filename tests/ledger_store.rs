@@ -16,6 +16,7 @@ use support::{deposit, entry, key, on_chain, seller, terms, voucher};
 use turnpike::amount::Amount;
 use turnpike::clock::{Day, SystemClock, UnixMillis};
 use turnpike::ledger::channel::{OnChain, Seller, Svm, Terms, Voucher};
+use turnpike::ledger::passes::{PassId, PassRecord, PassUse};
 use turnpike::ledger::payers::Spend;
 use turnpike::ledger::sqlite::{Settings, SqliteStore};
 use turnpike::ledger::store::{
@@ -83,9 +84,30 @@ fn answer(place: u64, body: &[u8]) -> AnswerRecord {
     }
 }
 
+fn counted(tag: u8, at: i64) -> Write {
+    let PassRecord { id, payer, scope, .. } = pass(tag);
+    Write::PassUsed(Box::new(PassUse { id, payer, scope, number: 1, at: UnixMillis(at) }))
+}
+
 fn spend(record: &SpentRecord, back: bool) -> Write {
     let SpentRecord { payer, scope, day, amount } = record.clone();
     Write::Spend(Box::new(Spend { payer, scope, day, amount, back }))
+}
+
+fn pass(tag: u8) -> PassRecord {
+    PassRecord {
+        id: PassId([tag; 32]),
+        payer: Account::Svm(key(10, 1)),
+        network: seller().network.clone(),
+        scope: "GET api.example.com/v1/*".into(),
+        calls: u32::MAX,
+        used: u32::MAX - 2,
+        price: Amount::new(u128::MAX),
+        sold_at: UnixMillis(-1),
+        last_used: UnixMillis(5),
+        expires_at: UnixMillis(i64::MAX),
+        revoked_at: None,
+    }
 }
 
 /// Some of everything, with the greatest numbers.
@@ -142,7 +164,9 @@ fn everything() -> (Vec<Write>, Snapshot) {
     });
     writes.extend(spent.iter().map(|record| spend(record, false)));
     let spent = spent.into();
-    (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4, answers, spent })
+    let passes = vec![pass(1), PassRecord { revoked_at: Some(UnixMillis(7)), ..pass(2) }];
+    writes.extend(passes.iter().cloned().map(|pass| Write::<Svm>::Pass(Box::new(pass))));
+    (writes, Snapshot { channels, batches: open, metered: metered.into(), last_batch: 4, answers, spent, passes })
 }
 
 fn assert_same(found: Snapshot, expected: &Snapshot) {
@@ -157,6 +181,7 @@ fn assert_same(found: Snapshot, expected: &Snapshot) {
     assert_eq!(found.last_batch, expected.last_batch);
     assert_eq!(found.answers, expected.answers);
     assert_eq!(found.spent, expected.spent);
+    assert_eq!(found.passes, expected.passes);
 }
 
 #[tokio::test]
@@ -183,6 +208,10 @@ async fn everything_comes_back_as_it_was() {
         Write::<Svm>::ForgetAnswers(vec![1, 77]),
         Write::<Svm>::ForgetSpent(Day(20_000)),
         spend(&SpentRecord { amount: 1u64.into(), ..expected.spent[0].clone() }, true),
+        counted(1, 3),
+        counted(1, 9),
+        Write::RevokePass(Box::new(PassRecord { revoked_at: Some(UnixMillis(8)), ..pass(1) })),
+        Write::ForgetPasses(vec![pass(2).id, pass(3).id]),
     ];
     assert_eq!(Store::<Svm>::answer(&second, 1).await.unwrap(), Some(answer(1, &[0xA5; 9000]).answer));
     assert_eq!(Store::<Svm>::answer(&second, 77).await.unwrap(), None);
@@ -192,26 +221,40 @@ async fn everything_comes_back_as_it_was() {
     let answers = vec![kept.mark()];
     let spent = vec![SpentRecord { amount: Amount::new(u128::MAX - 1), ..expected.spent[0].clone() }];
     let (channels, batches, metered) = (vec![updated], vec![left], Vec::new());
-    let expected = Snapshot { channels, batches, metered, last_batch: 4, answers, spent };
+    let (used, last_used, revoked_at) = (u32::MAX, UnixMillis(9), Some(UnixMillis(8)));
+    let passes = vec![PassRecord { used, last_used, revoked_at, ..pass(1) }];
+    let expected = Snapshot { channels, batches, metered, last_batch: 4, answers, spent, passes };
     assert_same(second.load().await.unwrap(), &expected);
     assert_eq!(Store::<Svm>::answer(&second, 1).await.unwrap(), None);
     assert_eq!(Store::<Svm>::answer(&second, kept.place).await.unwrap(), Some(kept.answer));
 }
 
-/// Each fixture was written by [`write_fixture`] when its form of the tables was the newest. The first had no answers, and none
-/// before the fourth what payers spent.
+/// A count that was not paid for is no state that the file can have.
+#[tokio::test]
+async fn no_call_is_counted_that_was_not_paid_for() {
+    let (_folder, path) = folder();
+    let store = store(&path);
+    store.write(vec![Write::<Svm>::Pass(Box::new(pass(1))), counted(1, 1), counted(1, 1)]).await.unwrap();
+    store.write(vec![counted(1, 1)]).await.unwrap_err();
+}
+
+/// Each fixture was written by [`write_fixture`] when its form of the tables was the newest. The first had no answers, none
+/// before the fourth what payers spent, and none before the sixth passes.
 #[tokio::test]
 async fn files_of_earlier_forms_are_understood() {
-    let without_spent = || Snapshot { spent: Vec::new(), ..everything().1 };
+    let without_passes = || Snapshot { passes: Vec::new(), ..everything().1 };
+    let without_spent = || Snapshot { spent: Vec::new(), ..without_passes() };
     let first = Snapshot { answers: Vec::new(), ..without_spent() };
-    for (form, expected) in [(1, first), (2, without_spent()), (4, everything().1)] {
+    let forms = [(1, first), (2, without_spent()), (4, without_passes()), (5, without_passes()), (6, everything().1)];
+    for (form, expected) in forms {
         let (_folder, path) = folder();
         let fixture = format!("tests/fixtures/ledger-v{form}.sqlite");
         std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture), &path).unwrap();
         let store = store(&path);
         assert_same(store.load().await.unwrap(), &expected);
         let new = answer(7, b"written by this form");
-        store.write(vec![Write::<Svm>::Answer(Box::new(new.clone()))]).await.unwrap();
+        let (kept, sold) = (Write::<Svm>::Answer(Box::new(new.clone())), Write::<Svm>::Pass(Box::new(pass(9))));
+        store.write(vec![kept, sold]).await.unwrap();
         assert_eq!(
             Store::<Svm>::answer(&store, 7).await.unwrap(),
             Some(new.answer),
@@ -244,6 +287,31 @@ async fn an_answer_is_there_after_a_restart() {
     assert!(count == 1 && bytes > 65_536);
 }
 
+/// A pass comes back with its charge, and the calls on it are counted.
+#[tokio::test]
+async fn a_pass_is_there_after_a_restart() {
+    let (_folder, path) = folder();
+    let record = PassRecord { calls: 5, used: 1, ..pass(1) };
+    let first = ledger(store(&path)).await;
+    first.adopt(terms(1), on_chain(1000, 0));
+    let (held, room) = (first.reserve(entry(1, 10, 10)).await.unwrap(), first.pass_room().unwrap());
+    held.selling(record.clone(), room).commit(None).await.unwrap();
+    let calls: Vec<_> = (0..3).map(|_| first.take_pass(&record.id, &record.scope).unwrap()).collect();
+    let [one, two, three] = calls.try_into().unwrap();
+    let (one, two) = tokio::join!(one.commit(), two.commit());
+    assert_eq!([one.unwrap(), two.unwrap()].into_iter().min(), Some(2));
+    drop(three);
+    drop(first);
+    let second = ledger(store(&path)).await;
+    assert_eq!((charged(&second, 1), second.pass(&record.id).unwrap().used), (10, 3));
+    second.take_pass(&record.id, &record.scope).unwrap().commit().await.unwrap();
+    second.revoke_pass(&record.id).await.unwrap().unwrap();
+    drop(second);
+    let third = ledger(store(&path)).await;
+    let found = third.pass(&record.id).unwrap();
+    assert!(found.used == 4 && found.revoked_at.is_some(), "{found:?}");
+}
+
 /// What was kept while answers were kept is deleted once they are not any more.
 #[tokio::test]
 async fn switched_off_kept_answers_are_deleted() {
@@ -265,7 +333,7 @@ async fn switched_off_kept_answers_are_deleted() {
 async fn write_fixture() {
     let (_folder, path) = folder();
     store(&path).write(everything().0).await.unwrap();
-    std::fs::copy(&path, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v4.sqlite")).unwrap();
+    std::fs::copy(&path, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-v6.sqlite")).unwrap();
 }
 
 #[tokio::test]

@@ -78,6 +78,12 @@ kinds! {
     Settlement = "settlement",
     /// A step of a metered request's channel.
     Metered = "metered",
+    /// A pass was sold, by the charge that stands before.
+    PassSold = "pass_sold",
+    /// A call was counted on a pass.
+    PassUsed = "pass_used",
+    /// An operator has ended a pass.
+    PassRevoked = "pass_revoked",
     /// A request was refused by policy, or would have been.
     Refusal = "refusal",
     /// A signature was asked for.
@@ -103,6 +109,9 @@ impl Kind {
                 | Self::Channel
                 | Self::Settlement
                 | Self::Metered
+                | Self::PassSold
+                | Self::PassUsed
+                | Self::PassRevoked
         )
     }
 }

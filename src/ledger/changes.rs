@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::Sold;
 use super::book::{Closing, Slot};
 use super::channel::{ChainState, Channel, ChannelOf, ChannelTerms, Denied, Family};
 use super::payers::Allowance;
@@ -50,6 +51,15 @@ pub(super) struct Also<F: Family> {
     pub(super) keep: Option<Keep<F>>,
     /// What the payer spends by it.
     pub(super) held: Option<Allowance>,
+    /// A pass that is sold by it.
+    pub(super) sold: Option<Box<Sold>>,
+}
+
+/// The rest of a charge, once it is on its way to the store.
+struct With {
+    kept: Option<AnswerRecord>,
+    held: Option<Allowance>,
+    sold: Option<Box<Sold>>,
 }
 
 /// What a plan came to.
@@ -94,7 +104,7 @@ impl<F: Family> Core<F> {
         plan: Plan<F>,
         begun: impl FnOnce(),
     ) -> Result<Option<RecordOf<F>>, StoreError> {
-        self.change_also(id, plan, Also { charged: None, keep: None, held: None }, begun).await
+        self.change_also(id, plan, Also { charged: None, keep: None, held: None, sold: None }, begun).await
     }
 
     /// The same, together with what else is to be durable.
@@ -130,7 +140,8 @@ impl<F: Family> Core<F> {
             _ => None,
         };
         begun();
-        carry(self.carry_out(pen, plan, next, write, kept, also.held)).await.map(Some)
+        let with = With { kept, held: also.held, sold: also.sold };
+        carry(self.carry_out(pen, plan, next, write, with)).await.map(Some)
     }
 
     /// Writes and applies.
@@ -140,14 +151,15 @@ impl<F: Family> Core<F> {
         plan: Plan<F>,
         next: ChannelOf<F>,
         write: Writing<F>,
-        kept: Option<AnswerRecord>,
-        held: Option<Allowance>,
+        with: With,
     ) -> impl Future<Output = Result<RecordOf<F>, StoreError>> + Send + use<F> {
         pen.writing = true;
         let core = Arc::clone(self);
         async move {
+            let With { kept, held, sold } = with;
             let mark = kept.as_ref().map(AnswerRecord::mark);
             let mut writes = write.writes(kept, core.store.tells());
+            writes.extend(sold.as_ref().map(|sold| Write::Pass(Box::new(sold.pass.clone()))));
             writes.extend(held.as_ref().and_then(Allowance::spend).map(|spend| Write::Spend(Box::new(spend))));
             let written = core.store.write(writes).await;
             if let Err(error) = &written {
@@ -158,6 +170,11 @@ impl<F: Family> Core<F> {
                 Ok(()) => {
                     if let Some(mark) = mark {
                         core.answers.put(mark);
+                    }
+                    // The room that was taken for it is given back once it is here.
+                    if let Some(Sold { pass, room }) = sold.map(|sold| *sold) {
+                        core.passes.put(pass);
+                        drop(room);
                     }
                     Ok(core.apply(slot, &plan, &next, &mut answers))
                 }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::channel::{ChannelTerms, Family, Journalled, Svm};
+use super::passes::{PassId, PassRecord};
 use super::store::{Answer as KeptAnswer, AnswerRecord, RecordOf, Snapshot, SpentRecord, Store, StoreError, Write};
 use crate::amount::Amount;
 use crate::clock::Day;
@@ -74,6 +75,7 @@ struct Durable<F: Family> {
     metered: HashMap<F::Id, F::Metered>,
     answers: BTreeMap<u64, AnswerRecord>,
     spent: HashMap<(Account, Arc<str>), (Day, Amount)>,
+    passes: BTreeMap<PassId, PassRecord>,
 }
 
 impl<F: Family> Default for Durable<F> {
@@ -84,6 +86,7 @@ impl<F: Family> Default for Durable<F> {
             metered: HashMap::new(),
             answers: BTreeMap::new(),
             spent: HashMap::new(),
+            passes: BTreeMap::new(),
         }
     }
 }
@@ -106,6 +109,19 @@ impl<F: Family> Durable<F> {
                     self.spent.insert(of, after);
                 }
                 Write::ForgetSpent(before) => self.spent.retain(|_, (day, _)| *day >= before),
+                Write::Pass(pass) => drop(self.passes.insert(pass.id, *pass)),
+                Write::PassUsed(call) => {
+                    if let Some(pass) = self.passes.get_mut(&call.id) {
+                        pass.used = pass.used.saturating_add(1);
+                        pass.last_used = pass.last_used.max(call.at);
+                    }
+                }
+                Write::RevokePass(revoked) => {
+                    if let Some(pass) = self.passes.get_mut(&revoked.id) {
+                        pass.revoked_at = revoked.revoked_at;
+                    }
+                }
+                Write::ForgetPasses(ids) => self.passes.retain(|id, _| !ids.contains(id)),
             }
         }
     }
@@ -185,6 +201,12 @@ impl<F: Family> MemoryStore<F> {
         self.state.lock().durable.answers.values().cloned().collect()
     }
 
+    /// The passes as they would be found after a crash now.
+    #[must_use]
+    pub fn durable_passes(&self) -> Vec<PassRecord> {
+        self.state.lock().durable.passes.values().cloned().collect()
+    }
+
     /// What payers have spent as it would be found after a crash now.
     #[must_use]
     pub fn durable_spent(&self) -> Vec<SpentRecord> {
@@ -238,6 +260,7 @@ impl<F: Family> Store<F> for MemoryStore<F> {
             metered: durable.metered.into_values().collect(),
             answers: durable.answers.values().map(AnswerRecord::mark).collect(),
             spent,
+            passes: durable.passes.into_values().collect(),
         })
     }
 

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::channel::{ChainState, Channel, Family, Journalled, OnChain, Svm, Terms, Voucher, lost, redeems};
+use super::passes::{PassId, PassRecord, PassUse};
 use super::payers::Spend;
 use crate::amount::Amount;
 use crate::clock::{Day, UnixMillis};
@@ -344,6 +345,14 @@ pub enum Write<F: Family = Svm> {
     Spend(Box<Spend>),
     /// Forgets what payers spent before a day.
     ForgetSpent(Day),
+    /// Keeps a pass that was sold by the charge of the channel written just before.
+    Pass(Box<PassRecord>),
+    /// Counts one more call on a pass. Calls on one pass may be written in any order.
+    PassUsed(Box<PassUse>),
+    /// Keeps that a pass takes no more calls.
+    RevokePass(Box<PassRecord>),
+    /// Forgets passes that are over.
+    ForgetPasses(Vec<PassId>),
 }
 
 /// Why something is not durable. The text says what to do.
@@ -366,6 +375,8 @@ pub struct Snapshot<F: Family = Svm> {
     pub answers: Vec<AnswerMark>,
     /// What payers have spent, of the last days.
     pub spent: Vec<SpentRecord>,
+    /// The passes that were sold and are not forgotten.
+    pub passes: Vec<PassRecord>,
 }
 
 impl<F: Family> Default for Snapshot<F> {
@@ -377,6 +388,7 @@ impl<F: Family> Default for Snapshot<F> {
             last_batch: 0,
             answers: Vec::new(),
             spent: Vec::new(),
+            passes: Vec::new(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 
 use super::channel::svm::Svm;
 use super::channel::{ChainState, Evm, Family};
+use super::passes::PassRecord;
 use super::store::{About, BatchState, RecordOf, Write};
 use crate::amount::Amount;
 use crate::audit::{Entry, Kind};
@@ -46,6 +47,22 @@ pub fn tell<F: Told>(writes: &[Write<F>], stands_on: u64, entries: &mut Vec<Entr
             Write::Answer(_) | Write::ForgetAnswers(_) => {}
             // Sums of charges that have entries of their own.
             Write::Spend(_) | Write::ForgetSpent(_) => {}
+            Write::Pass(pass) => {
+                let entry = channel.map_or_else(
+                    || Entry::new(Kind::PassSold).text("network", &pass.network).text("payer", pass.payer),
+                    |record| F::channel(Kind::PassSold, &record.terms),
+                );
+                let calls = entry.text("pass", pass.id).text("amount", pass.price).number("calls", pass.calls);
+                add(calls.number("expires", pass.expires_at.0).text("route", &pass.scope));
+            }
+            Write::PassUsed(call) => add(Entry::new(Kind::PassUsed)
+                .text("pass", call.id)
+                .text("payer", call.payer)
+                .number("call", call.number)
+                .text("route", &call.scope)),
+            Write::RevokePass(pass) => add(ended(Kind::PassRevoked, pass)),
+            // That they are over is to be seen from what was sold and used.
+            Write::ForgetPasses(_) => {}
         }
     }
 }
@@ -81,6 +98,15 @@ fn change<F: Told>(record: &RecordOf<F>, about: &About, add: &mut impl FnMut(Ent
     if record.closed != *closed {
         add(of(Kind::Channel).text("step", if record.closed { "shut" } else { "reopened" }));
     }
+}
+
+/// An entry about the end of a pass, with what it was good for still.
+fn ended(kind: Kind, pass: &PassRecord) -> Entry {
+    Entry::new(kind)
+        .text("pass", pass.id)
+        .text("payer", pass.payer)
+        .number("left", pass.left())
+        .text("route", &pass.scope)
 }
 
 /// How an entry about a channel begins.

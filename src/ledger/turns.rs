@@ -23,6 +23,7 @@ use super::answers::Answers;
 use super::book::{Book, Closing, Held, Slot};
 use super::changes::Pen;
 use super::channel::{Bid, BidOf, Channel, ChannelTerms, Denied, Family, Moment};
+use super::passes::Passes;
 use super::purse::Purse;
 use super::queue::Waiter;
 use super::store::{Store, StoreError, Write};
@@ -36,6 +37,7 @@ pub(super) struct Core<F: Family> {
     pub(super) store: Arc<dyn Store<F>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) answers: Answers,
+    pub(super) passes: Arc<Passes>,
     limits: Limits,
     stopped: OnceLock<String>,
     tickets: AtomicU64,
@@ -84,6 +86,7 @@ impl<F: Family> Core<F> {
             store,
             clock,
             answers: Answers::new(limits.answers),
+            passes: Passes::new(limits.passes_max),
             limits,
             stopped: OnceLock::new(),
             tickets: AtomicU64::new(1),
@@ -217,6 +220,7 @@ impl<F: Family> Core<F> {
             charge: None,
             held: None,
             route: None,
+            sold: None,
             over: false,
         })
     }
@@ -368,13 +372,15 @@ impl<F: Family> Core<F> {
         }
     }
 
-    /// Releases requests in flight that nobody committed or released in time, for as long as the ledger lives.
+    /// Releases requests in flight that nobody committed or released in time, and forgets what is over, for as long as the
+    /// ledger lives.
     pub(super) async fn sweep(core: Weak<Self>) {
         loop {
             let Some(every) = core.upgrade().map(|core| core.limits.reservation_max / 4) else { return };
             tokio::time::sleep(every.max(Duration::from_millis(100))).await;
             if let Some(core) = core.upgrade() {
                 core.forget_spent().await;
+                core.forget_passes().await;
             }
             // What is not in flight cannot have lapsed.
             if core.upgrade().is_some_and(|core| core.book.counts().1 == 0) {

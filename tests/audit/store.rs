@@ -11,12 +11,14 @@ use turnpike::audit::{AuditError, Entry, Kind, Pending, Position, Recorder};
 use turnpike::clock::{SystemClock, UnixMillis};
 use turnpike::ledger::channel::evm::{EvmBatch, EvmBatchKind};
 use turnpike::ledger::channel::{ChainState, Evm, EvmOnChain, Voucher};
+use turnpike::ledger::passes::{PassId, PassRecord};
 use turnpike::ledger::sqlite::{self, Settings, SqliteStore};
 use turnpike::ledger::store::{About, BatchState, Charged, RecordOf, StoreError, Write};
 use turnpike::ledger::told::tell;
 use turnpike::ledger::{Ledger, Limits};
 use turnpike::scheme::evm::eip712::Domain;
 use turnpike::scheme::evm::{EvmSeller, EvmTerms, TransferMethod};
+use turnpike::x402::Account;
 use turnpike::x402::evm::{Address, AnySignature, B256};
 
 use crate::disk::{Fault, Left, MemoryFolder};
@@ -87,6 +89,46 @@ async fn a_charge_is_told_with_all_that_proves_it() {
     let claimed = entries(&folder, Kind::Claimed);
     assert_eq!((claimed.len(), claimed[0]["to"].as_str()), (2, Some("25")));
     assert_eq!(entries(&folder, Kind::Raised)[0]["amount"], "15");
+}
+
+/// The calls that the record counts on a pass are those that the ledger counts.
+#[tokio::test]
+async fn a_pass_is_told_of_with_its_charge_and_each_call_on_it() {
+    let (folder, place) = (MemoryFolder::default(), tempfile::tempdir().unwrap());
+    let log = record(&folder).unwrap();
+    let ledger = ledger(open(&place.path().join("ledger.db"), log).await.unwrap()).await;
+    ledger.adopt(terms(1), on_chain(1000, 0));
+    let pass = PassRecord {
+        id: PassId([7; 32]),
+        payer: Account::Svm(terms(1).payer),
+        network: terms(1).seller.network.clone(),
+        scope: "/v1/*".into(),
+        calls: 5,
+        used: 1,
+        price: Amount::new(40),
+        sold_at: UnixMillis(1),
+        last_used: UnixMillis(1),
+        expires_at: UnixMillis(i64::MAX),
+        revoked_at: None,
+    };
+    let (held, room) = (ledger.reserve(entry(1, 40, 40)).await.unwrap(), ledger.pass_room().unwrap());
+    held.selling(pass.clone(), room).commit(None).await.unwrap();
+    for _ in 0..2 {
+        drop(ledger.take_pass(&pass.id, "/v1/*").unwrap());
+        ledger.take_pass(&pass.id, "/v1/*").unwrap().commit().await.unwrap();
+    }
+    ledger.revoke_pass(&pass.id).await.unwrap().unwrap();
+    let (charge, sold) = (&entries(&folder, Kind::Charge)[0], &entries(&folder, Kind::PassSold)[0]);
+    assert!(charge["seq"].as_u64() < sold["seq"].as_u64());
+    assert_eq!(
+        (&sold["channel"], &sold["payer"], &sold["amount"]),
+        (&charge["channel"], &charge["payer"], &charge["amount"])
+    );
+    assert_eq!((sold["pass"].as_str(), sold["calls"].as_u64()), (Some(&*"07".repeat(32)), Some(5)));
+    let used = entries(&folder, Kind::PassUsed);
+    assert_eq!(used.iter().map(|call| call["call"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3]);
+    assert!(used.iter().all(|call| call["pass"] == sold["pass"] && call["route"] == "/v1/*"));
+    assert_eq!(entries(&folder, Kind::PassRevoked)[0]["left"], 2);
 }
 
 /// At every call that changes something on the record's disk: what was charged is told, and what was told and not

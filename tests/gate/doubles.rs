@@ -26,6 +26,7 @@ use turnpike::gate::route::{Offer, Payee, Pricing, Route};
 use turnpike::gate::{Gate, Options, Retry};
 use turnpike::ledger::answers::AnswerLimits;
 use turnpike::ledger::channel::{OnChain, Seller, Terms};
+use turnpike::ledger::passes::{PassId, PassRecord};
 use turnpike::ledger::store::{
     Answer, AnswerRecord, BatchRecord, ChannelRecord, MeteredRecord, Snapshot, SpentRecord, Store, StoreError, Write,
 };
@@ -126,6 +127,7 @@ pub struct MemoryStore {
     pub channels: Mutex<HashMap<Key, ChannelRecord>>,
     pub answers: Mutex<BTreeMap<u64, AnswerRecord>>,
     pub spent: Mutex<Vec<SpentRecord>>,
+    pub passes: Mutex<BTreeMap<PassId, PassRecord>>,
     pub failing: Mutex<bool>,
     /// Writes wait for it, where somebody holds it.
     pub disk: tokio::sync::Mutex<()>,
@@ -140,7 +142,8 @@ impl Store for MemoryStore {
         let channels = self.channels.lock().values().cloned().collect();
         let answers = self.answers.lock().values().map(AnswerRecord::mark).collect();
         let spent = self.spent.lock().clone();
-        Ok(Snapshot { metered, channels, answers, spent, ..Snapshot::default() })
+        let passes = self.passes.lock().values().cloned().collect();
+        Ok(Snapshot { metered, channels, answers, spent, passes, ..Snapshot::default() })
     }
 
     async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
@@ -165,6 +168,10 @@ impl Store for MemoryStore {
                     spent.push(SpentRecord { payer: spend.payer, scope: spend.scope, day, amount });
                 }
                 Write::ForgetSpent(before) => self.spent.lock().retain(|record| record.day >= before),
+                Write::Pass(pass) => _ = self.passes.lock().insert(pass.id, *pass),
+                Write::PassUsed(call) => self.passes.lock().get_mut(&call.id).unwrap().used += 1,
+                Write::RevokePass(pass) => self.passes.lock().get_mut(&pass.id).unwrap().revoked_at = pass.revoked_at,
+                Write::ForgetPasses(ids) => self.passes.lock().retain(|id, _| !ids.contains(id)),
                 Write::ForgetChannel(_) | Write::Batch(_) | Write::About(_) => {}
             }
         }
@@ -347,6 +354,7 @@ impl House {
             gap_wait_max: Duration::from_millis(20),
             reservation_max: Duration::from_secs(60),
             answers,
+            passes_max: 100,
         };
         let ledger = Ledger::open_in(Arc::clone(&store) as _, Arc::clone(&clock) as _, limits, Purse::by_payer());
         let ledger = ledger.await.unwrap();

@@ -142,6 +142,7 @@ impl Store for TestStore {
             metered: Vec::new(),
             answers: Vec::new(),
             spent: Vec::new(),
+            passes: Vec::new(),
             last_batch: kept.batches.iter().map(|batch| batch.id).max().unwrap_or(0),
         })
     }
@@ -163,6 +164,10 @@ impl Store for TestStore {
                     | Write::ForgetAnswers(_)
                     | Write::Spend(_)
                     | Write::ForgetSpent(_)
+                    | Write::Pass(_)
+                    | Write::PassUsed(_)
+                    | Write::RevokePass(_)
+                    | Write::ForgetPasses(_)
                     | Write::About(_) => {}
                 }
             }
@@ -346,6 +351,7 @@ async fn open(store: &Arc<TestStore>, clock: &Arc<ManualClock>) -> Arc<Ledger> {
         gap_wait_max: Duration::from_secs(1),
         reservation_max: Duration::from_secs(60),
         answers: None,
+        passes_max: 0,
     };
     Ledger::open(Arc::<TestStore>::clone(store), Arc::<ManualClock>::clone(clock), limits).await.unwrap()
 }

@@ -9,6 +9,7 @@
 //! hand: `SELECT hex(charged) FROM channels`.
 
 mod evm;
+mod passes;
 mod svm;
 
 use std::collections::HashMap;
@@ -32,7 +33,7 @@ const APPLICATION_ID: i32 = 0x5470_6B65;
 
 /// How the tables came to be what they are. A step that was released is never changed; another is added. The file's
 /// `user_version` says how many it has.
-pub(super) const STEPS: &[&str] = &[svm::FIRST, ANSWERS, evm::FIRST, SPENT, AUDIT];
+pub(super) const STEPS: &[&str] = &[svm::FIRST, ANSWERS, evm::FIRST, SPENT, AUDIT, passes::PASSES];
 
 /// How a family's records are rows.
 pub(super) trait Tables: Family {
@@ -71,6 +72,11 @@ pub(super) struct Texts {
     spent_before: &'static str,
     insert_spent: &'static str,
     forget_spent: &'static str,
+    passes: &'static str,
+    insert_pass: &'static str,
+    use_pass: &'static str,
+    revoke_pass: &'static str,
+    forget_pass: &'static str,
     /// Reads an answer by its place.
     pub(super) answer: &'static str,
 }
@@ -97,6 +103,19 @@ macro_rules! texts {
             spent_before: concat!("SELECT day, amount FROM ", $prefix, "spent WHERE payer = ?1 AND scope = ?2"),
             insert_spent: concat!("INSERT OR REPLACE INTO ", $prefix, "spent VALUES (?1, ?2, ?3, ?4)"),
             forget_spent: concat!("DELETE FROM ", $prefix, "spent WHERE day < ?1"),
+            passes: concat!("SELECT * FROM ", $prefix, "passes"),
+            insert_pass: concat!(
+                "INSERT INTO ",
+                $prefix,
+                "passes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+            ),
+            use_pass: concat!(
+                "UPDATE ",
+                $prefix,
+                "passes SET used = used + 1, last_used = max(last_used, ?2) WHERE id = ?1"
+            ),
+            revoke_pass: concat!("UPDATE ", $prefix, "passes SET revoked_at = ?2 WHERE id = ?1"),
+            forget_pass: concat!("DELETE FROM ", $prefix, "passes WHERE id = ?1"),
             answer: concat!("SELECT status, head, body FROM ", $prefix, "answers WHERE place = ?1"),
         }
     };
@@ -219,6 +238,12 @@ pub(super) fn write<F: Tables>(
         }
         Write::Spend(spend) => write_spend(connection, &F::TEXTS, spend),
         Write::ForgetSpent(before) => run(connection, F::TEXTS.forget_spent, params![before.0]),
+        Write::Pass(pass) => passes::insert(connection, &F::TEXTS, pass),
+        Write::PassUsed(call) => passes::count(connection, &F::TEXTS, call),
+        Write::RevokePass(pass) => {
+            run(connection, F::TEXTS.revoke_pass, params![pass.id.0, pass.revoked_at.map(|at| at.0)])
+        }
+        Write::ForgetPasses(ids) => ids.iter().try_for_each(|id| run(connection, F::TEXTS.forget_pass, params![id.0])),
     }
 }
 
@@ -302,8 +327,17 @@ pub(super) fn load<F: Tables>(
     let answers = statement.query_map([], mark).map_err(text)?.collect::<rusqlite::Result<_>>().map_err(text)?;
     let mut statement = connection.prepare(F::TEXTS.spent).map_err(text)?;
     let spent = statement.query_map([], spent).map_err(text)?.collect::<rusqlite::Result<_>>().map_err(text)?;
+    let passes = passes::load(connection, &F::TEXTS).map_err(text)?;
     let last: Option<i64> = connection.query_row(F::TEXTS.last_batch, [], |row| row.get(0)).optional().map_err(text)?;
-    Ok(Snapshot { channels: Vec::new(), batches, metered, last_batch: last.map_or(0, unsigned), answers, spent })
+    Ok(Snapshot {
+        channels: Vec::new(),
+        batches,
+        metered,
+        last_batch: last.map_or(0, unsigned),
+        answers,
+        spent,
+        passes,
+    })
 }
 
 /// Reads the newest batches.
@@ -436,6 +470,7 @@ mod tests {
         evm::FIRST,
         SPENT,
         AUDIT,
+        passes::PASSES,
         "ALTER TABLE channels ADD COLUMN note TEXT; UPDATE channels SET note = 'kept'",
         "CREATE TABLE more (a); SELECT * FROM nowhere",
     ];
