@@ -13,6 +13,7 @@ mod facilitator;
 mod metering;
 mod money;
 mod network;
+mod pack;
 mod policy;
 mod problem;
 mod reader;
@@ -38,7 +39,7 @@ use http::{HeaderName, HeaderValue, Uri};
 
 pub use self::policy::PolicyConfig;
 pub use self::problem::{Problem, Problems, Warning};
-pub use self::route::{NetworkPrice, RouteConfig, RoutePricing};
+pub use self::route::{NetworkPrice, PackConfig, RouteConfig, RoutePricing};
 pub use self::schemes::Scheme;
 pub use self::screening::{ScreeningConfig, ScreeningServiceConfig};
 pub use self::secret::{RpcUrl, Secret};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! admit  -> Free | Admitted(Admission) | Challenge | Refused | Answered | Replayed
-//! finish -> Charged | Released | Refused | Unmetered
+//! finish -> Charged | Counted | Released | Refused | Unmetered
 //! ```
 //!
 //! Promises: nothing is charged but by [`Admission::finish`] and its like with a status below 400,
@@ -27,6 +27,7 @@ mod batch;
 mod clearance;
 mod closer;
 mod metered;
+mod pack;
 mod quick;
 mod recent;
 mod refund;
@@ -50,6 +51,7 @@ pub use self::clearance::PolicyOptions;
 use self::clearance::{Clearances, Judged};
 use self::closer::MeteredCloser;
 use self::evm::{EvmGate, EvmSide};
+use self::pack::Sale;
 use self::policy::Policy;
 use self::quick::{Quick, QuickVoucher};
 use self::recent::Recent;
@@ -161,12 +163,24 @@ pub struct AdmitRequest<'a> {
 }
 
 /// A payment's header, by the protocol version that it belongs to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum PaymentHeader<'a> {
     /// The value of `X-PAYMENT`.
     V1(&'a [u8]),
     /// The value of `PAYMENT-SIGNATURE`.
     V2(&'a [u8]),
+    /// The value of `Payment-Pass`, where nothing is paid: a call of a pack. A secret.
+    Pass(&'a [u8]),
+}
+
+impl fmt::Debug for PaymentHeader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1(_) => "V1(...)",
+            Self::V2(_) => "V2(...)",
+            Self::Pass(_) => "Pass(...)",
+        })
+    }
 }
 
 /// Who paid what from where: for the upstream's `Turnpike-*` headers, logs and metrics.
@@ -208,6 +222,11 @@ pub enum Finished {
     Charged(Charged),
     /// It was not charged. A metered request says in `PAYMENT-RESPONSE` that its deposit went back.
     Released(Option<Box<SettlementResponse>>),
+    /// It was a call on a pass, and was counted.
+    Counted {
+        /// How many are left.
+        left: u32,
+    },
     /// It could not be charged: the upstream's answer must not be delivered.
     Refused(Box<Refusal>),
     /// It was not charged, for the answer does not say its charge and the route's rule is to refuse then: the answer
@@ -326,6 +345,7 @@ impl Gate {
         match request.payment_header {
             None => self.challenge(&request).map_or_else(Outcome::Refused, Outcome::Challenge),
             Some(PaymentHeader::V2(value)) => self.admit_v2(self.challenges.of(request.route), &request, value).await,
+            Some(PaymentHeader::Pass(value)) => self.admit_pass(&request, value).await,
             // What is seldom asked for lives apart, so that the rest is small.
             Some(PaymentHeader::V1(value)) => {
                 Box::pin(self.admit_v1(self.challenges.of(request.route), &request, value)).await
@@ -360,7 +380,8 @@ impl Gate {
             };
             judged_before = Some(judged);
             let prepared = Arc::clone(&prepared);
-            let context = Context { prepared, offer, version: Version::V2, url: request.url.to_owned(), judged };
+            let url = request.url.to_owned();
+            let context = Context { prepared, offer, version: Version::V2, url, judged, sale: None };
             if let Some(admitted) = self.pass_quick(&context, voucher).await {
                 return self.admitted(context, None, admitted);
             }
@@ -385,26 +406,29 @@ impl Gate {
         };
         // Before anything is verified: what was charged does not verify again.
         let claim = match self.known(request, value, &payment).await {
-            Ok(Some(Known::Answer(answer))) => return Outcome::Replayed(answer),
+            Ok(Some(Known::Answer(answer))) => return Outcome::Replayed(pack::unsealed(answer, value)),
             Ok(Some(Known::New(claim))) => Some(claim),
             Ok(None) => None,
             Err(denial) => return refused(denial),
         };
-        let offer = match prepared.select(&payment.accepted) {
+        let offer = match prepared.select(&payment.accepted, &payment.extensions) {
             Ok(offer) => offer,
             Err(denial) => return refused(denial),
         };
         // A payer gets its money back whatever it may buy.
+        let refunds = offer.asks_refund(&payment.payload);
         let judged = match judged_before {
             Some(judged) => Ok(judged),
-            None if offer.asks_refund(&payment.payload) => Ok(Judged::default()),
+            None if refunds => Ok(Judged::default()),
             None => self.judge(request),
         };
-        let judged = match judged {
-            Ok(judged) => judged,
+        let sale = if refunds { Ok(None) } else { self.sale(&offer, value) };
+        let (judged, sale) = match judged.and_then(|judged| Ok((judged, sale?))) {
+            Ok(both) => both,
             Err(denial) => return refused(denial),
         };
-        let context = Context { prepared, offer, version: Version::V2, url: request.url.to_owned(), judged };
+        let url = request.url.to_owned();
+        let context = Context { prepared, offer, version: Version::V2, url, judged, sale };
         let admitted = self.pass(&context, payment).await;
         self.admitted(context, claim, admitted)
     }
@@ -425,7 +449,8 @@ impl Gate {
             Ok(judged) => judged,
             Err(denial) => return refused(denial),
         };
-        let context = Context { prepared, offer, version: Version::V1, url: request.url.to_owned(), judged };
+        let url = request.url.to_owned();
+        let context = Context { prepared, offer, version: Version::V1, url, judged, sale: None };
         let admitted = self.pass_v1(&context, payment, &requirements).await;
         self.admitted(context, None, admitted)
     }
@@ -589,6 +614,8 @@ struct Context {
     url: String,
     /// What its policy made of it before its payment was looked at.
     judged: Judged,
+    /// The pack that it buys.
+    sale: Option<Sale>,
 }
 
 impl Context {
@@ -629,6 +656,7 @@ impl Context {
             network: self.network().clone(),
             amount: None,
             extra: Map::new(),
+            extensions: Map::new(),
         })
     }
 }

@@ -5,7 +5,7 @@
 //! (`layer/collect.rs`); a price is charged when the inner service's answer has a header with a status below 400, and
 //! its body is whole where it is to be kept, before that header is handed out; an error, a status of 400 or more, a
 //! panic or a dropped future gives everything back. A request with a payment in each protocol version pays with the
-//! second's. The inner service can trust `Turnpike-*` headers and the [`Paid`]
+//! second's; one with a payment and a pass pays, and the pass is not counted. The inner service can trust `Turnpike-*` headers and the [`Paid`]
 //! extension: what came from outside is taken away.
 
 mod body;
@@ -39,6 +39,7 @@ use crate::gate::route::{Pricing, Route};
 use crate::gate::{Admission, AdmitRequest, Finished, Gate, Outcome, PaymentHeader, reply};
 use crate::scheme::exact_evm::Version;
 use crate::x402::Reason;
+use crate::x402::call_pack::{PAYMENT_PASS, PAYMENT_PASS_CALLS_LEFT};
 use crate::x402::header::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
 use crate::x402::v1::{X_PAYMENT, X_PAYMENT_RESPONSE};
 
@@ -101,6 +102,8 @@ pub enum Verdict {
         /// How much; for a metered request not always the price.
         charged: Amount,
     },
+    /// It was a call on a pass, by whom, and was counted.
+    OnPass(Paid),
     /// It was admitted, and not charged.
     Released(Paid),
 }
@@ -293,7 +296,8 @@ impl Shared {
     fn decide(&self, parts: &mut Parts, origin: Option<&Origin>) -> Decision {
         let payment = match (take(&parts.headers, PAYMENT_SIGNATURE), take(&parts.headers, X_PAYMENT)) {
             (Some(value), _) => Some(Payment::V2(value)),
-            (None, value) => value.map(Payment::V1),
+            (None, Some(value)) => Some(Payment::V1(value)),
+            (None, None) => take(&parts.headers, PAYMENT_PASS).map(Payment::pass),
         };
         strip(&mut parts.headers);
         if parts.method == Method::OPTIONS {
@@ -362,13 +366,21 @@ enum Decision {
 enum Payment {
     V1(HeaderValue),
     V2(HeaderValue),
+    Pass(HeaderValue),
 }
 
 impl Payment {
+    /// A pass, which is not to be printed from here on.
+    fn pass(mut value: HeaderValue) -> Self {
+        value.set_sensitive(true);
+        Self::Pass(value)
+    }
+
     fn header(&self) -> PaymentHeader<'_> {
         match self {
             Self::V1(value) => PaymentHeader::V1(value.as_bytes()),
             Self::V2(value) => PaymentHeader::V2(value.as_bytes()),
+            Self::Pass(value) => PaymentHeader::Pass(value.as_bytes()),
         }
     }
 }
@@ -408,7 +420,7 @@ async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<
             let paid = admission.paid().clone();
             let settlement = match admission.finish(StatusCode::BAD_GATEWAY, &parts.headers).await {
                 Finished::Released(settlement) | Finished::Unmetered(settlement) => settlement,
-                Finished::Charged(_) | Finished::Refused(_) => None,
+                Finished::Charged(_) | Finished::Counted { .. } | Finished::Refused(_) => None,
             };
             ours(reply::broke_off(settlement.as_deref()), Verdict::Released(paid))
         }
@@ -454,6 +466,11 @@ fn conclude<R>(
             reply::paid(&mut parts.headers, &charged, version);
             Verdict::Charged { paid, charged: charged.amount }
         }
+        Finished::Counted { left } => {
+            strip(&mut parts.headers);
+            reply::counted(&mut parts.headers, left);
+            Verdict::OnPass(paid)
+        }
         Finished::Released(settlement) => {
             strip(&mut parts.headers);
             if let Some(settlement) = settlement {
@@ -494,7 +511,15 @@ fn take(headers: &HeaderMap, name: &str) -> Option<HeaderValue> {
 }
 
 /// Headers that are ours, or the protocol's, and never pass.
-const OURS: [&str; 5] = [PAYMENT_SIGNATURE, PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT, X_PAYMENT_RESPONSE];
+const OURS: [&str; 7] = [
+    PAYMENT_SIGNATURE,
+    PAYMENT_REQUIRED,
+    PAYMENT_RESPONSE,
+    PAYMENT_PASS,
+    PAYMENT_PASS_CALLS_LEFT,
+    X_PAYMENT,
+    X_PAYMENT_RESPONSE,
+];
 const TURNPIKE: &str = "turnpike-";
 
 fn strip(headers: &mut HeaderMap) {

@@ -51,6 +51,8 @@ pub enum Outcome {
     Refund,
     /// Answered before, and given that answer again.
     Replayed,
+    /// A call on a pass, delivered and counted.
+    OnPass,
     /// Not listed, or not with this method.
     NotListed,
     /// Something of ours failed.
@@ -58,7 +60,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Free,
         Self::Paid,
         Self::Unpaid,
@@ -66,6 +68,7 @@ impl Outcome {
         Self::Released,
         Self::Refund,
         Self::Replayed,
+        Self::OnPass,
         Self::NotListed,
         Self::Failed,
     ];
@@ -81,6 +84,7 @@ impl Outcome {
             Self::Released => "released",
             Self::Refund => "refund",
             Self::Replayed => "replayed",
+            Self::OnPass => "on_pass",
             Self::NotListed => "not_listed",
             Self::Failed => "failed",
         }
@@ -90,7 +94,7 @@ impl Outcome {
 /// One route's own counters.
 #[derive(Clone, Debug)]
 pub struct RouteMetrics {
-    outcomes: [Counter; 9],
+    outcomes: [Counter; 10],
     /// Seconds from the request's arrival to its response header.
     pub seconds: Histogram,
     /// Seconds that the upstream took to its response header.
@@ -160,6 +164,9 @@ telemetry! {
     audit_seconds: Histogram = histogram("turnpike_audit_commit_duration_seconds", "Seconds that a group of audit entries took to be durable.", FAST_BUCKETS);
     answers: Gauge = gauge("turnpike_answers_kept", "Answers that are kept for clients that lost theirs.");
     answers_bytes: Gauge = gauge("turnpike_answers_kept_bytes", "What the kept answers hold.");
+    passes: Gauge = gauge("turnpike_passes", "Passes that are known: outstanding, or ended within the hour.");
+    passes_sold: CounterVec = counters("turnpike_passes_sold_total", "Packs of calls that were sold, by route.", &["route"]);
+    pass_calls: CounterVec = counters("turnpike_pass_calls_total", "Calls that were counted on a pass, by route; the one that buys it is not among them.", &["route"]);
     batches: CounterVec = counters("turnpike_settlement_batches_total", "Settlement batches by kind and the state they reached.", &["kind", "state"]);
     batches_open: Gauge = gauge("turnpike_settlement_batches_open", "Settlement batches that were signed and are not yet confirmed or dropped.");
     batch_seconds: HistogramVec = histograms("turnpike_settlement_batch_duration_seconds", "Seconds from a batch's signature to its confirmation.", &["kind"], SLOW_BUCKETS);

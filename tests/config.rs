@@ -189,6 +189,10 @@ fn the_example_means_what_it_says() {
     assert!(matches!(&config.cors, Some(CorsConfig::Origins(origins)) if origins == &["https://app.example.com"]));
     let RoutePricing::Fixed(prices) = &config.routes[0].pricing else { panic!("fixed") };
     assert_eq!(prices.iter().map(|price| price.min_deposit).collect::<Vec<_>>(), [Some(Amount::new(500_000)); 2]);
+    let pack = config.routes[0].pack.as_ref().unwrap();
+    assert_eq!((pack.calls, pack.lifetime), (50, Duration::from_secs(30 * 24 * 3600)));
+    assert_eq!(pack.prices.iter().map(|price| price.amount).collect::<Vec<_>>(), [Amount::new(40_000); 2]);
+    assert!(config.routes[1..].iter().all(|route| route.pack.is_none()));
     let RoutePricing::Metered { prices, .. } = &config.routes[2].pricing else { panic!("metered") };
     let schemes: Vec<_> = prices.iter().map(|price| (price.network.is_solana(), price.scheme)).collect();
     assert_eq!(schemes, [(true, Scheme::Upto), (false, Scheme::Upto), (false, Scheme::BatchSettlement)]);
@@ -361,6 +365,7 @@ fn the_example_names_every_key() {
         ),
         format!("{evm}audit: {{{unknown}}}\n{unknown}"),
         format!("{MINIMAL}\npolicy: {{{unknown}}}"),
+        format!("{solana}routes: [{{path: /, price: $1, pack: {{{unknown}}}}}]"),
         format!("{MINIMAL}\npolicy: {{screening: {{service: {{{unknown}}}, {unknown}}}, time_window: {{{unknown}}}}}"),
         format!("{MINIMAL}\npolicy: {{block_patterns: {{{unknown}}}}}"),
         format!("{solana}signer: {{cosigners: [{{{unknown}}}], tls: {{{unknown}}}, {unknown}}}"),

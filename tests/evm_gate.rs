@@ -133,6 +133,8 @@ fn route(path: &str, scheme: EvmScheme, method: TransferMethod) -> Arc<Route> {
         description: Some("a quote".into()),
         mime_type: None,
         policy: None,
+        scope: path.into(),
+        pack: None,
     })
 }
 

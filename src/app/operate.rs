@@ -109,6 +109,7 @@ struct Sums {
     reservations: usize,
     answers: usize,
     answers_bytes: u64,
+    passes: usize,
     exposure: Amount,
     largest: Amount,
 }
@@ -118,7 +119,8 @@ impl Sums {
         let ((channels, reservations), (answers, answers_bytes)) = (ledger.counts(), ledger.answers());
         let exposure = ledger.exposure();
         let (total, largest) = (exposure.total, exposure.largest);
-        Self { channels, reservations, answers, answers_bytes, exposure: total, largest }
+        let passes = ledger.pass_count();
+        Self { channels, reservations, answers, answers_bytes, passes, exposure: total, largest }
     }
 
     /// The exposure is one for all ledgers already.
@@ -127,6 +129,7 @@ impl Sums {
         self.reservations = self.reservations.saturating_add(other.reservations);
         self.answers = self.answers.saturating_add(other.answers);
         self.answers_bytes = self.answers_bytes.saturating_add(other.answers_bytes);
+        self.passes = self.passes.saturating_add(other.passes);
         self.largest = self.largest.max(other.largest);
     }
 
@@ -136,6 +139,7 @@ impl Sums {
         telemetry.reservations.set(count(self.reservations));
         telemetry.answers.set(count(self.answers));
         telemetry.answers_bytes.set(i64::try_from(self.answers_bytes).unwrap_or(i64::MAX));
+        telemetry.passes.set(count(self.passes));
         telemetry.exposure.set(amount_value(self.exposure));
         telemetry.exposure_largest.set(amount_value(self.largest));
     }

@@ -136,6 +136,7 @@ impl Metrics {
             Ok(Some(Verdict::Unlisted)) => Outcome::NotListed,
             Ok(Some(Verdict::Refunded)) => Outcome::Refund,
             Ok(Some(Verdict::Replayed)) => Outcome::Replayed,
+            Ok(Some(Verdict::OnPass(_))) => Outcome::OnPass,
             Ok(Some(Verdict::Released(_))) => Outcome::Released,
             Ok(Some(Verdict::Challenged)) => {
                 if let Some(challenges) = &counted.challenges {

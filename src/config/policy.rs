@@ -16,7 +16,7 @@ use super::Scheme;
 use super::money::Assets;
 use super::network::Families;
 use super::reader::{Complaint, Map, Value};
-use super::route::{RouteConfig, RoutePricing};
+use super::route::{NetworkPrice, PackConfig, RouteConfig, RoutePricing};
 use super::screening::{self, ScreeningConfig};
 use super::server::or;
 use super::value;
@@ -116,7 +116,7 @@ impl Top {
         map: &mut Map<'_, '_>,
         around: Around<'_>,
         scope: &str,
-        pricing: Option<&RoutePricing>,
+        (pricing, pack): (Option<&RoutePricing>, Option<&PackConfig>),
     ) -> Option<Option<Arc<Policy>>> {
         if pricing == Some(&RoutePricing::Free) {
             map.inert("policy", "on a free route, which nobody pays for", "Leave it out, or give the route a price.");
@@ -127,7 +127,10 @@ impl Top {
         })?;
         let policy = self.merged(&own);
         if let Some(pricing) = pricing {
-            self.check_price(map, around, &policy, pricing)?;
+            self.check_price(map, around, &policy, pricing.prices(), "costs up to")?;
+        }
+        if let Some(pack) = pack {
+            self.check_price(map, around, &policy, &pack.prices, "has a pack that costs")?;
         }
         Some((policy != Policy::default()).then(|| Arc::new(policy)))
     }
@@ -172,9 +175,9 @@ impl Top {
         map: &Map<'_, '_>,
         around: Around<'_>,
         policy: &Policy,
-        pricing: &RoutePricing,
+        prices: &[NetworkPrice],
+        costs: &str,
     ) -> Option<()> {
-        let prices = pricing.prices();
         let highest = prices.iter().map(|price| price.amount).max();
         // What is not paid by a channel is never at risk.
         let by_channel = prices.iter().filter(|price| price.scheme == Scheme::BatchSettlement);
@@ -188,8 +191,7 @@ impl Top {
                 && highest > limit
             {
                 let (price, limit) = (around.assets.show(highest), around.assets.show(limit));
-                let what =
-                    format!("costs up to {price}, which is above {name} ({limit}): every request would be refused.");
+                let what = format!("{costs} {price}, which is above {name} ({limit}): every request would be refused.");
                 map.whole.problem(what, "Lower the price, or raise the limit here or in policy at the top.");
                 return None;
             }

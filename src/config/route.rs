@@ -9,7 +9,7 @@ use super::Scheme;
 use crate::amount::{Amount, Asset};
 use crate::gate::charge::Meter;
 use crate::gate::policy::Policy;
-use crate::gate::route::{EvmScheme, Offer, Payee, Pricing, Route};
+use crate::gate::route::{EvmScheme, Offer, Pack, Payee, Pricing, Route};
 use crate::ledger::channel::Seller;
 use crate::scheme::evm::EvmSeller;
 use crate::x402::Network;
@@ -41,6 +41,21 @@ pub struct RouteConfig {
     pub memo: Option<Arc<str>>,
     /// Who may pay for it, when, how often and how much; `None` for all that does.
     pub policy: Option<Arc<Policy>>,
+    /// What tells it from all other routes, from one start to the next.
+    pub scope: Arc<str>,
+    /// Several calls for one price.
+    pub pack: Option<PackConfig>,
+}
+
+/// Several calls for one price.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackConfig {
+    /// How many.
+    pub calls: u32,
+    /// For how long they are good.
+    pub lifetime: Duration,
+    /// What all of them cost together, where it can be paid by `batch-settlement`.
+    pub prices: Vec<NetworkPrice>,
 }
 
 /// What a call costs.
@@ -110,6 +125,10 @@ impl RouteConfig {
             description: self.description.clone(),
             mime_type: self.mime_type.clone(),
             policy: self.policy.clone(),
+            scope: Arc::clone(&self.scope),
+            pack: self.pack.as_ref().map(|pack| {
+                Arc::new(Pack { calls: pack.calls, lifetime: pack.lifetime, offers: offers(&pack.prices) })
+            }),
         }
     }
 

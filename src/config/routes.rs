@@ -12,7 +12,7 @@ use super::reader::{Complaint, Map, Value};
 use super::route::{NetworkPrice, RouteConfig, RoutePricing};
 use super::schemes::{self, Kind};
 use super::server::{or, within_client};
-use super::{Family, NetworkConfig, ROUTES_MAX, Scheme, Unlisted, metering, policy, value};
+use super::{Family, NetworkConfig, ROUTES_MAX, Scheme, Unlisted, metering, pack, policy, value};
 use crate::amount::Amount;
 use crate::gate::route::pattern::parse_host;
 use crate::gate::route::{Claim, Pattern, conflicts};
@@ -105,7 +105,9 @@ fn route(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<(Pattern, R
         );
     }
     let scope = path.as_ref().map(|(_, path)| scope(methods.as_deref(), host.as_ref(), path)).unwrap_or_default();
-    let policy = around.policy.of_route(map, around.policing, &scope, pricing.as_ref());
+    let pack = pack::read(map, pricing.as_ref(), around);
+    let told = (pricing.as_ref(), pack.as_ref().and_then(Option::as_ref));
+    let policy = around.policy.of_route(map, around.policing, &scope, told);
     let (pattern, path) = path?;
     let route = RouteConfig {
         line: map.whole.line,
@@ -120,6 +122,8 @@ fn route(map: &mut Map<'_, '_>, around: &Surroundings<'_>) -> Option<(Pattern, R
         max_timeout_seconds: around.max_timeout.as_secs(),
         memo: around.memo.clone(),
         policy: policy?,
+        scope: scope.into(),
+        pack: pack?,
     };
     Some((pattern, route))
 }

@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::sync::oneshot;
 
 use super::charge::{Answered, Charge, Meter};
+use super::pack::{PassHold, Sale};
 use super::refusal::Denial;
 use super::replay::{Claim, Draft};
 use super::{Charged, Context, Finished, Gate, Paid, batch, evm, metered};
@@ -31,6 +32,7 @@ pub(super) enum Held {
     Metered(metered::Hold),
     Evm(evm::Hold),
     EvmOnce(Box<evm::OnceHold>),
+    Pass(PassHold),
 }
 
 /// A request that may pass. Dropped, it gives everything back.
@@ -72,7 +74,7 @@ impl Admission {
 
     fn is_metered(&self) -> bool {
         match &self.held {
-            Held::Batch(_) => false,
+            Held::Batch(_) | Held::Pass(_) => false,
             Held::Metered(_) | Held::Evm(_) => true,
             Held::EvmOnce(hold) => hold.is_metered(),
         }
@@ -87,7 +89,8 @@ impl Admission {
     /// The same for an answer of which more than the header is there, which may say a metered charge.
     pub async fn finish_read(self, status: StatusCode, answered: &Answered<'_>) -> Finished {
         let cost = self.cost(status, answered);
-        self.end(cost, None).await
+        let receipt = self.receipt(cost);
+        self.end(cost, receipt).await
     }
 
     /// The same for an answer that is there whole: it is kept, with its charge, so that the client can ask for it
@@ -99,7 +102,8 @@ impl Admission {
             && self.claim.is_some()
             && draft.bytes().is_some_and(|bytes| self.has_room(bytes));
         if !keeps {
-            return self.end(cost, None).await;
+            let receipt = self.receipt(cost);
+            return self.end(cost, receipt).await;
         }
         let (tasks, version) = (self.gate.tasks.clone(), self.context.version);
         let (sender, ended) = oneshot::channel();
@@ -110,6 +114,13 @@ impl Admission {
         let lost =
             || Finished::Refused(Box::new(Denial::ours("a request's charge ended without an answer").bare(version)));
         ended.await.unwrap_or_else(|_| lost())
+    }
+
+    /// What is kept of a purchase whose answer is not, so that its pass can be had again.
+    fn receipt(&self, cost: Cost) -> Option<Draft> {
+        let buys = matches!(cost, Cost::Amount(_)) && self.context.sale.is_some() && self.claim.is_some();
+        let receipt = buys.then(Sale::receipt)?;
+        receipt.bytes().is_some_and(|bytes| self.has_room(bytes)).then_some(receipt)
     }
 
     fn has_room(&self, bytes: u64) -> bool {
@@ -135,8 +146,17 @@ impl Admission {
     async fn end(self, cost: Cost, draft: Option<Draft>) -> Finished {
         // The claim is held until the answer can be found.
         let Self { gate, context, paid, held, claim } = self;
+        let draft = draft.map(|draft| match &context.sale {
+            Some(sale) => sale.seal(draft),
+            None => draft,
+        });
         let keep = claim.as_ref().zip(draft).map(|(claim, draft)| (claim.id, draft));
         let finished = match (held, cost) {
+            (Held::Pass(hold), Cost::Amount(_)) => hold.commit(&gate, &context).await,
+            (Held::Pass(hold), Cost::Nothing | Cost::Withheld) => {
+                drop(hold);
+                Ok(Finished::Released(None))
+            }
             (Held::Batch(hold), Cost::Amount(_)) => {
                 hold.commit(&gate, &context, &paid, keep).await.map(Finished::Charged)
             }
@@ -177,6 +197,11 @@ impl Admission {
             (Held::Metered(hold), Cost::Nothing) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
             (Held::Metered(hold), Cost::Withheld) => Ok(Finished::Unmetered(hold.give_back(&context, &paid).await)),
         };
+        if let (Ok(Finished::Charged(_)), Some(_), Some(telemetry)) =
+            (&finished, &context.sale, &gate.options.telemetry)
+        {
+            telemetry.passes_sold.with_label_values(&[&**context.prepared.name()]).inc();
+        }
         finished.unwrap_or_else(|denial| Finished::Refused(Box::new(context.refuse(&gate, denial))))
     }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::pack::Sale;
 use super::recent::{Entered, Shut};
 use super::refusal::Denial;
 use super::replay::Draft;
@@ -23,6 +24,7 @@ use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
 use crate::scheme::svm::program::ChannelStatus;
 use crate::telemetry::Waiting;
+use crate::x402::call_pack::PackSold;
 use crate::x402::key::Signature;
 use crate::x402::wire::{BatchPayload, BatchVoucher, ChannelConfig, Deposit};
 use crate::x402::{Account, ChannelId, Key, Reason};
@@ -313,24 +315,27 @@ impl Hold {
         keep: Option<(AnswerId, Draft)>,
     ) -> Result<Charged, Denial> {
         let Self { reservation, cumulative, deposit } = self;
+        let reservation = context.selling(reservation, paid);
+        let (sealed, sold) = (context.sale.as_ref().map(Sale::sealed), context.sale.as_ref().map(Sale::told));
         let Some(mut deposit) = deposit else {
             let started = Instant::now();
             let charge = Charge { cumulative, deposit: None };
-            let receipt = charge.commit(reservation, None, paid, keep).await;
+            let receipt = charge.commit(reservation, None, paid, keep.map(|keep| (keep, sealed))).await;
             let receipt = receipt.map_err(|error| gate.uncommitted(&error))?;
             if let Some(telemetry) = &gate.options.telemetry {
                 telemetry.commit_seconds.observe(started.elapsed().as_secs_f64());
             }
-            return Ok(charge.response(paid, receipt.charged, &receipt.channel));
+            return Ok(charge.response(paid, receipt.charged, &receipt.channel, sold.as_ref()));
         };
         let amount = deposit.accepted.request.amount;
         let (transaction, on_chain) = deposit.settle(cumulative, gate, context, paid).await?;
         let charge = Charge { cumulative, deposit: Some((transaction, amount)) };
+        let keep = keep.map(|keep| (keep, sealed));
         let receipt = charge.commit(reservation, Some(on_chain), paid, keep).await.map_err(|error| {
             let failed = context.failed(paid.payer, Reason::UnexpectedSettleError, Some(transaction));
             gate.uncommitted(&error).settling(failed)
         })?;
-        Ok(charge.response(paid, receipt.charged, &receipt.channel))
+        Ok(charge.response(paid, receipt.charged, &receipt.channel, sold.as_ref()))
     }
 
     pub(super) fn release(self) {
@@ -382,20 +387,21 @@ impl Charge {
         reservation: Reservation,
         on_chain: Option<OnChain>,
         paid: &Paid,
-        keep: Option<(AnswerId, Draft)>,
+        keep: Option<((AnswerId, Draft), Option<PackSold>)>,
     ) -> Result<Receipt, StoreError> {
-        let Some((id, draft)) = keep else { return reservation.commit(on_chain).await };
+        let Some(((id, draft), sold)) = keep else { return reservation.commit(on_chain).await };
         let (paid, charged) = (paid.clone(), reservation.amount());
-        let make = move |channel: &ChannelRecord| draft.answer(&self.response(&paid, charged, channel));
+        let make = move |channel: &ChannelRecord| draft.answer(&self.response(&paid, charged, channel, sold.as_ref()));
         reservation.commit_with_answer(on_chain, id, make).await
     }
 
     /// The answer to a charged request (section 4.4).
-    fn response(self, paid: &Paid, charged: Amount, channel: &ChannelRecord) -> Charged {
+    fn response(self, paid: &Paid, charged: Amount, channel: &ChannelRecord, sold: Option<&PackSold>) -> Charged {
         let Self { cumulative, deposit } = self;
         let deposit =
             deposit.as_ref().map(|(transaction, amount)| -> (&dyn fmt::Display, _) { (transaction, *amount) });
         let state = super::challenge::channel_state(channel);
-        Charged::on_channel(paid, charged, deposit, Some(format_args!("{}:{cumulative}", channel.terms.id)), &state)
+        let commitment = Some(format_args!("{}:{cumulative}", channel.terms.id));
+        Charged::on_channel(paid, charged, deposit, commitment, &state, sold)
     }
 }

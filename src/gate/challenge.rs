@@ -19,13 +19,14 @@ use super::evm::{Served, state as evm_state};
 use super::policy::Policy;
 use super::quick::{self, Words};
 use super::refusal::{AnyRecord, Denial};
-use super::route::{EvmScheme, Offer, Payee, Pricing, Route};
+use super::route::{EvmScheme, Offer, Pack, Payee, Pricing, Route};
 use crate::chain::Blockhash;
 use crate::ledger::channel::Seller;
 use crate::ledger::store::ChannelRecord;
 use crate::scheme::evm::EvmSeller;
 use crate::scheme::evm::authorization::EvmOffer;
 use crate::scheme::{batch_settlement_evm, batch_settlement_svm, exact_evm, offer, upto_evm, upto_svm};
+use crate::x402::call_pack::{self, PackOffer};
 use crate::x402::evm::Address;
 use crate::x402::header;
 use crate::x402::v1::{self, PaymentPayloadV1, PaymentRequiredV1, PaymentRequirementsV1};
@@ -113,6 +114,8 @@ pub(super) struct PreparedOffer {
     pub(super) requirements: PaymentRequirements,
     /// The same, to be compared with.
     pub(super) words: Words,
+    /// What it buys, where that is more than one call.
+    pub(super) pack: Option<Arc<Pack>>,
 }
 
 impl PreparedOffer {
@@ -154,7 +157,25 @@ impl PreparedOffer {
             max_timeout_seconds: offer.max_timeout_seconds,
             extra,
         };
-        Some(Self { way, offer: offer.clone(), words: Words::of(&requirements), requirements })
+        Some(Self { way, offer: offer.clone(), words: Words::of(&requirements), requirements, pack: None })
+    }
+
+    /// An offer of a whole pack; `None` where nothing is kept that could charge for it together with its pass.
+    fn of_pack(pack: &Arc<Pack>, offer: &Offer, served: Served) -> Option<Self> {
+        let prepared = Self::new(false, offer, served)?;
+        match prepared.way {
+            Way::SvmBatch(_) | Way::EvmBatch(_) => Some(Self { pack: Some(Arc::clone(pack)), ..prepared }),
+            Way::SvmUpto(_) | Way::EvmExact(_) | Way::EvmUpto(..) => None,
+        }
+    }
+
+    /// Whether a client that accepted `other` pays for this from the same channel.
+    fn shares_channel(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.requirements, &other.requirements);
+        ours.scheme == theirs.scheme
+            && ours.network == theirs.network
+            && ours.asset == theirs.asset
+            && ours.pay_to == theirs.pay_to
     }
 
     /// Whether a payload for it asks for a refund of a channel: then it is read as nothing else.
@@ -170,11 +191,32 @@ impl PreparedOffer {
     }
 }
 
+/// What a route's challenges say under `extensions`, its pack included.
+fn with_pack(extensions: &Map<String, Value>, pack: &Pack, offers: &[Arc<PreparedOffer>]) -> Map<String, Value> {
+    let offer = PackOffer {
+        calls: pack.calls,
+        expires_after_seconds: pack.lifetime.as_secs(),
+        header: call_pack::HEADER.to_owned(),
+        accepts: offers.iter().map(|offer| offer.requirements.clone()).collect(),
+    };
+    let mut extensions = extensions.clone();
+    extensions.insert(call_pack::NAME.to_owned(), call_pack::declaration(&offer));
+    extensions
+}
+
 /// A channel's state for the client that got it wrong.
 #[derive(Clone, Copy)]
 pub(super) struct Correction<'a> {
     pub(super) offer: &'a Arc<PreparedOffer>,
     pub(super) channel: &'a AnyRecord,
+}
+
+impl Correction<'_> {
+    /// Whether the channel pays for this offer. That of a pack is not among the plain ones: then it is the one that is paid
+    /// for from the same channel.
+    fn is_for(&self, offer: &Arc<PreparedOffer>) -> bool {
+        Arc::ptr_eq(self.offer, offer) || (self.offer.pack.is_some() && self.offer.shares_channel(offer))
+    }
 }
 
 /// A priced route with its offers.
@@ -184,6 +226,8 @@ pub(super) struct Prepared {
     offers: Vec<Arc<PreparedOffer>>,
     /// Those that version 1 has words for and a facilitator takes in that version, the first of each network.
     offers_v1: Vec<Arc<PreparedOffer>>,
+    /// Those that buy several calls. They do not stand among the others, where a client would take them for one call.
+    packs: Vec<Arc<PreparedOffer>>,
     extensions: Arc<Map<String, Value>>,
     extensions_text: String,
     sent: Mutex<Sent>,
@@ -207,12 +251,21 @@ impl Prepared {
                 offers_v1.push(Arc::clone(offer));
             }
         }
+        let packs = route.pack.as_ref().map_or_else(Vec::new, |pack| {
+            let prepare = |offer: &Offer| PreparedOffer::of_pack(pack, offer, served(offer.payee.network()));
+            pack.offers.iter().filter_map(prepare).map(Arc::new).collect()
+        });
+        let extensions = match route.pack.as_ref().filter(|_| !packs.is_empty()) {
+            Some(pack) => Arc::new(with_pack(extensions, pack, &packs)),
+            None => Arc::clone(extensions),
+        };
         Self {
             route: Arc::clone(route),
             offers,
             offers_v1,
-            extensions: Arc::clone(extensions),
-            extensions_text: quick::written(&**extensions),
+            packs,
+            extensions_text: quick::written(&*extensions),
+            extensions,
             sent: Mutex::default(),
         }
     }
@@ -235,9 +288,22 @@ impl Prepared {
         self.route.policy.as_deref()
     }
 
-    /// The offer that the client accepted.
-    pub(super) fn select(&self, accepted: &PaymentRequirements) -> Result<Arc<PreparedOffer>, Denial> {
-        let found = offer::select(self.offers.iter(), |offer| &offer.requirements, accepted)?;
+    /// What its passes are good for.
+    pub(super) fn scope(&self) -> &Arc<str> {
+        &self.route.scope
+    }
+
+    /// The offer that the client accepted: of one call, or of a pack where it sends that extension back.
+    pub(super) fn select(
+        &self,
+        accepted: &PaymentRequirements,
+        extensions: &Map<String, Value>,
+    ) -> Result<Arc<PreparedOffer>, Denial> {
+        let of_one = offer::select(self.offers.iter(), |offer| &offer.requirements, accepted);
+        let found = of_one.or_else(|refused| {
+            let packs = if call_pack::is_echoed(extensions) { self.packs.as_slice() } else { &[] };
+            offer::select(packs.iter(), |offer| &offer.requirements, accepted).map_err(|_| refused)
+        })?;
         if let Way::SvmBatch(_) = found.way {
             batch_settlement_svm::check_payment_flow(&accepted.extra)?;
         }
@@ -322,7 +388,7 @@ impl Prepared {
         if let Some(correction) = correction {
             // The reference client for EVM looks for its channel's state in the first offer of the scheme, whatever the
             // network of that.
-            offers.sort_by_key(|offer| !Arc::ptr_eq(correction.offer, offer));
+            offers.sort_by_key(|offer| !correction.is_for(offer));
         }
         let accepts = offers.into_iter().map(|offer| {
             let mut requirements = offer.requirements.clone();
@@ -330,7 +396,7 @@ impl Prepared {
                 add_hints(&mut requirements.extra, &offer.way, &blockhash);
             }
             match correction {
-                Some(correction) if Arc::ptr_eq(correction.offer, offer) => {
+                Some(correction) if correction.is_for(offer) => {
                     add_state(&mut requirements.extra, correction.channel);
                 }
                 Some(_) | None => {}

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use super::Paid;
 use crate::amount::Amount;
 use crate::x402::Network;
+use crate::x402::call_pack::{self, PackSold};
 use crate::x402::wire::SettlementResponse;
 
 /// A charge, and what its client is told of it.
@@ -38,13 +39,15 @@ impl Charged {
     }
 
     /// A charge on a channel, whose state is now `channel_state`. `deposit` is the transaction that filled the channel,
-    /// with what it put in, where one came along; `commitment` names the charge where the scheme has it named.
+    /// with what it put in, where one came along; `commitment` names the charge where the scheme has it named; `sold` is the
+    /// pass that was bought.
     pub(super) fn on_channel(
         paid: &Paid,
         amount: Amount,
         deposit: Option<(&dyn fmt::Display, Amount)>,
         commitment: Option<fmt::Arguments<'_>>,
         channel_state: &impl Serialize,
+        sold: Option<&PackSold>,
     ) -> Self {
         let (transaction, moved) = deposit.unzip();
         let written = Written {
@@ -54,6 +57,7 @@ impl Charged {
             network: &paid.network,
             amount: Text(moved.as_ref().map(|moved| -> &dyn fmt::Display { moved })),
             extra: Extra { commitment_id: commitment, charged_amount: amount, channel_state },
+            extensions: sold.map(|sold| Extensions { call_pack: call_pack::sold(sold) }),
         };
         // Longer than any of them, so that it is allocated once.
         let mut json = Vec::with_capacity(768);
@@ -88,6 +92,14 @@ struct Written<'a, S> {
     network: &'a Network,
     amount: Text<'a>,
     extra: Extra<'a, S>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extensions: Option<Extensions>,
+}
+
+#[derive(Serialize)]
+struct Extensions {
+    #[serde(rename = "call-pack")]
+    call_pack: serde_json::Value,
 }
 
 #[derive(Serialize)]

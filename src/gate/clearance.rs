@@ -14,7 +14,7 @@ use super::policy::rate::Buckets;
 use super::policy::{Decision, Finding, Mode, Observer, Policy, RequestFacts, Rule};
 use super::recent::Recent;
 use super::refusal::{Denial, UNAVAILABLE_RETRY};
-use super::{AdmitRequest, Context, Gate, RECENT_MAX};
+use super::{AdmitRequest, Context, Gate, Paid, Prepared, RECENT_MAX};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::ledger::payers::{Allowance, DailyLimit, Over, PayerLimits, Payers};
@@ -141,6 +141,16 @@ impl Gate {
             self.found(self.over(policy, over), context.prepared.name(), Some(&payment))?;
         }
         Ok(Some(payers.hold_anyway(payer, payment.amount, &limits)))
+    }
+
+    /// Judges the payer of a call on a pass, which adds to no sum: the pack did.
+    pub(super) async fn clear_pass(&self, prepared: &Prepared, judged: Judged, paid: &Paid) -> Result<(), Denial> {
+        let Some(policy) = prepared.policy() else { return Ok(()) };
+        let payment = Payment { payer: paid.payer, amount: paid.amount, network: &paid.network };
+        match self.judge_payer(policy, &payment, judged.armed, judged.told).await {
+            Ok(()) => Ok(()),
+            Err(finding) => self.found(finding, prepared.name(), Some(&payment)),
+        }
     }
 
     /// All but the sums. What a request was found guilty of already is not looked for again: it would not have come

@@ -182,6 +182,7 @@ impl Context {
             network: self.network().clone(),
             amount: None,
             extra: Map::new(),
+            extensions: Map::new(),
         })
     }
 }

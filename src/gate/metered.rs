@@ -302,5 +302,6 @@ fn settled(context: &Context, paid: &Paid, closed: &Closed) -> Box<SettlementRes
         network: context.network().clone(),
         amount: Some(closed.charged.to_string()),
         extra: Map::new(),
+        extensions: Map::new(),
     })
 }

@@ -264,5 +264,6 @@ fn settled(
         network: network.clone(),
         amount: Some(amount),
         extra,
+        extensions: Map::new(),
     }
 }

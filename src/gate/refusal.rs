@@ -141,6 +141,15 @@ impl Denial {
         Self::new(Fault::Busy { retry_after: BUSY_RETRY }, Reason::PaymentInProcess, detail)
     }
 
+    pub(super) fn pass_is_busy(detail: impl Into<String>) -> Self {
+        Self::new(Fault::Busy { retry_after: BUSY_RETRY }, Reason::CallPackBusy, detail)
+    }
+
+    pub(super) fn no_room_for_pass() -> Self {
+        let detail = "no pack can be sold at the moment; nothing was charged. Pay for each call, or come again";
+        Self::new(Fault::Busy { retry_after: UNAVAILABLE_RETRY }, Reason::CallPackUnavailable, detail)
+    }
+
     pub(super) fn unavailable() -> Self {
         let detail = "the chain cannot be reached at the moment; nothing was charged";
         Self::new(Fault::Busy { retry_after: UNAVAILABLE_RETRY }, Reason::ChainUnavailable, detail)

@@ -10,6 +10,8 @@
 //! | forbidden by policy | 403 | `Retry-After` where time helps, `Cache-Control: no-store` |
 //! | more than a payer may, by policy | 429 | `Retry-After`, `Cache-Control: no-store` |
 //! | ours | 500 | `Cache-Control: no-store` |
+//! | a call on a pass that is spent, expired, revoked, unknown or another route's | 402 | `PAYMENT-REQUIRED`, `Cache-Control: no-store` |
+//! | a call on a pass | the upstream's | `Payment-Pass-Calls-Left`, `Cache-Control: private` |
 //! | a refund | 200 | `PAYMENT-RESPONSE`, `Cache-Control: private` |
 //! | an answer that was sent before | as it was | as they were, and `Turnpike-Replay: true` |
 //! | the upstream's answer broke off while it was collected | 502 | `Cache-Control: no-store` |
@@ -35,6 +37,7 @@ use super::charged::{Charged, Told};
 use super::refusal::{Fault, Refusal};
 use crate::ledger::store::Answer;
 use crate::scheme::exact_evm::Version;
+use crate::x402::call_pack::PAYMENT_PASS_CALLS_LEFT;
 use crate::x402::header::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
 use crate::x402::v1::{SettlementResponseV1, X_PAYMENT_RESPONSE};
 use crate::x402::wire::SettlementResponse;
@@ -198,6 +201,12 @@ pub fn paid(headers: &mut HeaderMap, charged: &Charged, version: Version) {
         Told::Written(json) => insert_text(headers, PAYMENT_RESPONSE, Some(header::encode_bytes(json))),
         Told::Settled(settlement) => tell(headers, settlement, version),
     }
+    keep_private(headers);
+}
+
+/// Adds to the upstream's own answer how many calls are left on its pass, and keeps shared caches from storing it.
+pub fn counted(headers: &mut HeaderMap, left: u32) {
+    headers.insert(HeaderName::from_static(PAYMENT_PASS_CALLS_LEFT), left.into());
     keep_private(headers);
 }
 

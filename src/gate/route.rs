@@ -47,6 +47,23 @@ pub struct Route {
     pub mime_type: Option<Arc<str>>,
     /// Who may pay for it, when, how often and how much; `None` for all that does.
     pub policy: Option<Arc<Policy>>,
+    /// What tells it from all other routes, from one start to the next: passes are good for this, whether it offers packs
+    /// still or not.
+    pub scope: Arc<str>,
+    /// Several calls for one price, where it offers them.
+    pub pack: Option<Arc<Pack>>,
+}
+
+/// Several calls for one price.
+#[derive(Clone, Debug)]
+pub struct Pack {
+    /// How many, the buying request included.
+    pub calls: u32,
+    /// For how long.
+    pub lifetime: Duration,
+    /// The ways to pay for it; each offer's amount is the price of the whole pack. Of use are those by `batch-settlement`,
+    /// the others are not offered.
+    pub offers: Vec<Offer>,
 }
 
 /// What happens to a path that no route lists.

@@ -25,10 +25,12 @@ pub enum Cors {
 }
 
 /// The response headers that a client must be able to read.
-const EXPOSED: HeaderValue =
-    HeaderValue::from_static("PAYMENT-REQUIRED, PAYMENT-RESPONSE, PAYMENT-SIGNATURE, X-PAYMENT-RESPONSE");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "PAYMENT-REQUIRED, PAYMENT-RESPONSE, PAYMENT-SIGNATURE, X-PAYMENT-RESPONSE, Payment-Pass-Calls-Left",
+);
 /// The request headers that a paying script sends. The reference client also sends `Access-Control-Expose-Headers`.
-const ALLOWED: HeaderValue = HeaderValue::from_static("PAYMENT-SIGNATURE, X-PAYMENT, Access-Control-Expose-Headers");
+const ALLOWED: HeaderValue =
+    HeaderValue::from_static("PAYMENT-SIGNATURE, X-PAYMENT, Payment-Pass, Access-Control-Expose-Headers");
 /// Seconds for which a browser may remember a preflight.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 

@@ -41,7 +41,16 @@ fn is_hop_by_hop(name: &str) -> bool {
 
 /// Whether a field carries or answers a payment. The proxy is their end.
 fn is_payment(name: &str) -> bool {
-    matches!(name, "payment-signature" | "payment-required" | "payment-response" | "x-payment" | "x-payment-response")
+    matches!(
+        name,
+        "payment-signature"
+            | "payment-required"
+            | "payment-response"
+            | "payment-pass"
+            | "payment-pass-calls-left"
+            | "x-payment"
+            | "x-payment-response"
+    )
 }
 
 /// Removes from a request all that ends at the proxy; what [`Injected`] adds comes after.
@@ -253,6 +262,8 @@ mod tests {
             ("expect", "100-continue"),
             ("forwarded", "for=1.2.3.4"),
             ("payment-signature", "x"),
+            ("payment-pass", "x"),
+            ("Payment_Pass", "x"),
             ("payment_signature", "x"),
             ("payment-required", "x"),
             ("payment-response", "x"),

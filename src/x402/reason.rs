@@ -2,7 +2,7 @@
 //!
 //! Sources: `scheme_batch_settlement_svm.md` section 7, `scheme_upto_svm.md` section 7,
 //! `scheme_batch_settlement_evm.md` ("Error Codes"), `scheme_upto_evm.md` section 4, section 9 of x402 versions 2 and
-//! 1. What these leave open of Permit2 is named as the reference package (npm's `@x402/evm`) names it.
+//! 1. Codes without a scheme's prefix after the first group are ours. What these leave open of Permit2 is named as the reference package (npm's `@x402/evm`) names it.
 
 use std::fmt;
 
@@ -305,6 +305,20 @@ reasons! {
     PolicyDailyLimit = "policy_daily_limit",
     /// By policy: the payer's unredeemed charges are as high as they may be.
     PolicyPayerExposure = "policy_payer_exposure_max",
+    /// There is no pass of this text.
+    CallPackUnknown = "call_pack_unknown",
+    /// All calls of the pass were used.
+    CallPackSpent = "call_pack_spent",
+    /// The pass's time is over.
+    CallPackExpired = "call_pack_expired",
+    /// The merchant has ended the pass.
+    CallPackRevoked = "call_pack_revoked",
+    /// The pass is good for another route.
+    CallPackOtherRoute = "call_pack_other_route",
+    /// All calls that are left on the pass are being served.
+    CallPackBusy = "call_pack_busy",
+    /// As many passes are outstanding as may be, so none is sold.
+    CallPackUnavailable = "call_pack_unavailable",
     /// Too many requests of this channel wait already, or this one waited too long.
     ChannelBusy = "channel_busy",
     /// The payment's id came before, with another payment or for another request.

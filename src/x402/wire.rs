@@ -121,6 +121,9 @@ pub struct SettlementResponse {
     /// What the scheme adds.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra: Map<String, Value>,
+    /// What extensions of the protocol add, by name.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub extensions: Map<String, Value>,
 }
 
 /// The constant terms of a channel, as a client sends them (`scheme_batch_settlement_svm.md`, section 4.2).

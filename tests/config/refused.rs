@@ -198,6 +198,51 @@ fn refusals() {
         (replaced("[{path: /a, price: $1, methods: [GET, GET]}]"), "is in the list already."),
         (replaced("[{path: /a, price: $1, mime_type: json}]"), "is not a media type."),
         (replaced("[{path: /a, free: true, description: x}]"), "description: does nothing on a free route"),
+        // Packs.
+        (
+            replaced("[{path: /a, free: true, pack: {calls: 5, price: $1}}]"),
+            "routes[0].pack: does nothing on a free route.",
+        ),
+        (
+            replaced("[{path: /a, price: $1, metering: {header: X}, pack: {calls: 5, price: $2}}]"),
+            "pack: does nothing on a route without a fixed price",
+        ),
+        (
+            replaced("[{path: /a, price: $1, schemes: upto, pack: {calls: 5, price: $2}}]"),
+            "pack: does nothing on a route without a fixed price",
+        ),
+        (replaced("[{path: /a, price: $1, pack: {}}]"), "routes[0].pack.calls: is missing."),
+        (replaced("[{path: /a, price: $1, pack: {calls: 5}}]"), "routes[0].pack.price: is missing."),
+        (replaced("[{path: /a, price: $1, pack: 5}]"), "Write a mapping such as {calls: 50, price: \"$0.04\"}."),
+        (replaced("[{path: /a, price: $1, pack: {calls: 0, price: $2}}]"), ":3 routes[0].pack.calls: "),
+        (replaced("[{path: /a, price: $1, pack: {calls: 1, price: $2}}]"), ":3 routes[0].pack.calls: "),
+        (replaced("[{path: /a, price: $1, pack: {calls: 1000001, price: $2}}]"), ":3 routes[0].pack.calls: "),
+        (
+            replaced("[{path: /a, price: $1, pack: {calls: 5, price: \"$0\"}}]"),
+            "routes[0].pack.price: \"$0\" is nothing.",
+        ),
+        (
+            replaced("[{path: /a, price: $1, pack: {calls: 5, price: $1}}]"),
+            "is not above the price of one call ($1), so a payment could mean either. Write more than $1.",
+        ),
+        (
+            replaced("[{path: /a, price: $1, pack: {calls: 5, price: \"$5.1\"}}]"),
+            "is above the price of 5 single calls ($5), so nobody would buy it. Write less.",
+        ),
+        (
+            replaced("[{path: /a, price: $1, pack: {calls: 50, price: $11}}]"),
+            "is above settlement.channel_exposure_max ($10), so it could never be paid.",
+        ),
+        (
+            replaced("[{path: /a, price: $1, pack: {calls: 5, price: $4, expires: 59s}}]"),
+            "routes[0].pack.expires: \"59s\"",
+        ),
+        (replaced("[{path: /a, price: $1, pack: {calls: 5, price: $4, expires: 367d}}]"), "routes[0].pack.expires: "),
+        (replaced("[{path: /a, price: $1, pack: {calls: 5, price: $4, call: 5}}]"), "pack.call: is not a key."),
+        (
+            replaced("[{path: /a, price: $1, pack: {calls: 5, price: $4}, policy: {per_request_cap: $3}}]"),
+            "has a pack that costs $4, which is above per_request_cap ($3): every request would be refused.",
+        ),
         (
             replaced("\n- {path: '/a/{x}', price: $1}\n- {path: '/A/{y}/', free: true}"),
             ":5 routes[1]: matches the same requests as the route in line 4.",

@@ -87,6 +87,8 @@ pub fn route(path: &str, pricing: Pricing) -> Arc<Route> {
         description: Some("a quote".into()),
         mime_type: Some("application/json".into()),
         policy: None,
+        scope: path.into(),
+        pack: None,
     })
 }
 

@@ -8,6 +8,7 @@ mod deposits;
 mod doubles;
 mod evm;
 mod metered;
+mod packs;
 mod policy;
 mod refunds;
 mod replay;

@@ -235,7 +235,10 @@ async fn scripts_can_read_the_payment_headers() {
         values.iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(", ")
     };
     let answer = site.send(get("/free")).await.unwrap();
-    assert_eq!(exposed(&answer), "x-own, PAYMENT-REQUIRED, PAYMENT-RESPONSE, PAYMENT-SIGNATURE, X-PAYMENT-RESPONSE");
+    assert_eq!(
+        exposed(&answer),
+        "x-own, PAYMENT-REQUIRED, PAYMENT-RESPONSE, PAYMENT-SIGNATURE, X-PAYMENT-RESPONSE, Payment-Pass-Calls-Left"
+    );
     assert_eq!(answer.headers["access-control-allow-origin"], "*", "the upstream's word stands");
     let answer = site.send(get("/quote")).await.unwrap();
     assert!(exposed(&answer).contains("PAYMENT-REQUIRED"));
@@ -247,5 +250,5 @@ async fn scripts_can_read_the_payment_headers() {
     site.answers(200, &[("access-control-allow-origin", "https://app.example")]);
     let answer = site.send(preflight("https://app.example")).await.unwrap();
     let allowed = &answer.headers["access-control-allow-headers"];
-    assert_eq!(allowed, "PAYMENT-SIGNATURE, X-PAYMENT, Access-Control-Expose-Headers");
+    assert_eq!(allowed, "PAYMENT-SIGNATURE, X-PAYMENT, Payment-Pass, Access-Control-Expose-Headers");
 }

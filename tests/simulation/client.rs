@@ -230,6 +230,7 @@ pub async fn call(
         }
         (Finished::Charged(_), Kind::Refund) => panic!("a refund reached the upstream"),
         (Finished::Released(_), _) => {}
+        (Finished::Counted { .. }, _) => panic!("no route of this world has passes"),
         (Finished::Unmetered(_), _) => panic!("no route of this world refuses"),
         (Finished::Refused(_), _) => books.borrow_mut().counts.withheld += 1,
     }

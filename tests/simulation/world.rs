@@ -105,6 +105,8 @@ impl Shop {
                 description: None,
                 mime_type: None,
                 policy: None,
+                scope: name.into(),
+                pack: None,
             })
         };
         let meter = Some(Meter::charge(http::HeaderName::from_static(COST)));

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::pack::Sale;
 use super::super::recent::{Entered, Shut};
 use super::super::refusal::Denial;
 use super::super::replay::Draft;
@@ -26,6 +27,7 @@ use crate::scheme::batch_settlement_evm::{self as scheme, Checked, VerifiedVouch
 use crate::scheme::evm::eip712::ChannelConfig;
 use crate::scheme::evm::{EvmSeller, EvmTerms};
 use crate::telemetry::Waiting;
+use crate::x402::call_pack::PackSold;
 use crate::x402::evm::B256;
 use crate::x402::wire::PaymentPayload;
 use crate::x402::{Account, ChannelId, Reason};
@@ -357,6 +359,9 @@ impl Hold {
         keep: Option<(AnswerId, Draft)>,
     ) -> Result<Charged, Denial> {
         let Self { reservation, terms, cumulative, deposit } = self;
+        let reservation = context.selling(reservation, paid);
+        let sold = context.sale.as_ref().map(Sale::told);
+        let keep = keep.map(|keep| (keep, context.sale.as_ref().map(Sale::sealed)));
         let started = Instant::now();
         let mut settled = None;
         let mut on_chain = None;
@@ -379,7 +384,7 @@ impl Hold {
         if let (Some(telemetry), None) = (&gate.options.telemetry, &settled) {
             telemetry.commit_seconds.observe(started.elapsed().as_secs_f64());
         }
-        Ok(response(paid, settled, receipt.charged, &receipt.channel))
+        Ok(response(paid, settled, receipt.charged, &receipt.channel, sold.as_ref()))
     }
 
     pub(in crate::gate) fn release(self) {
@@ -392,18 +397,24 @@ async fn commit(
     on_chain: Option<EvmOnChain>,
     paid: &Paid,
     settled: Option<(String, Amount)>,
-    keep: Option<(AnswerId, Draft)>,
+    keep: Option<((AnswerId, Draft), Option<PackSold>)>,
 ) -> Result<Receipt<Evm>, crate::ledger::store::StoreError> {
-    let Some((id, draft)) = keep else { return reservation.commit(on_chain).await };
+    let Some(((id, draft), sold)) = keep else { return reservation.commit(on_chain).await };
     let (paid, charged) = (paid.clone(), reservation.charge());
-    let make = move |channel: &RecordOf<Evm>| draft.answer(&response(&paid, settled, charged, channel));
+    let make = move |channel: &RecordOf<Evm>| draft.answer(&response(&paid, settled, charged, channel, sold.as_ref()));
     reservation.commit_with_answer(on_chain, id, make).await
 }
 
 /// The answer to a charged request ("Payment Response Contract").
-fn response(paid: &Paid, settled: Option<(String, Amount)>, charged: Amount, channel: &RecordOf<Evm>) -> Charged {
+fn response(
+    paid: &Paid,
+    settled: Option<(String, Amount)>,
+    charged: Amount,
+    channel: &RecordOf<Evm>,
+    sold: Option<&PackSold>,
+) -> Charged {
     let deposit = settled.as_ref().map(|(hash, amount)| -> (&dyn fmt::Display, _) { (hash, *amount) });
-    Charged::on_channel(paid, charged, deposit, None, &state::channel_state(channel))
+    Charged::on_channel(paid, charged, deposit, None, &state::channel_state(channel), sold)
 }
 
 impl HeldDeposit {

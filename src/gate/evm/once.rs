@@ -250,6 +250,7 @@ fn response(context: &Context, paid: &Paid, charge: Amount, settled: Settled) ->
         network: context.network().clone(),
         amount: Some(charge.to_string()),
         extra: Map::new(),
+        extensions: Map::new(),
     })
 }
 

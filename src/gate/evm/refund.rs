@@ -277,6 +277,7 @@ impl Refunding {
             network: self.name.clone(),
             amount: Some(told.unwrap_or_else(|| amount.to_string())),
             extra,
+            extensions: Map::new(),
         }
     }
 }

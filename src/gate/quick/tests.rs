@@ -1,6 +1,7 @@
 //! Whatever is recognized, the general way reads the same; and the plain payment is recognized.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::challenge::Challenges;
 use super::super::evm::Served;
-use super::super::route::{EvmScheme, Offer, Payee, Pricing, Route};
+use super::super::route::{EvmScheme, Offer, Pack, Payee, Pricing, Route};
 use super::*;
 use crate::amount::{Amount, Asset};
 use crate::ledger::channel::{ChannelTerms, Seller, Terms};
@@ -56,6 +57,9 @@ fn prepared() -> Arc<Prepared> {
         offer(Payee::Evm(Arc::clone(&evm), EvmScheme::BatchSettlement), 1000),
         offer(Payee::Evm(evm, EvmScheme::Exact), 1000),
     ];
+    // Beside the price of one call, that of several.
+    let all = offers.iter().map(|one| Offer { amount: 4000_u64.into(), ..one.clone() }).collect();
+    let pack = Pack { calls: 5, lifetime: Duration::from_secs(60), offers: all };
     let route = Arc::new(Route {
         name: "/quote".into(),
         host: None,
@@ -67,6 +71,8 @@ fn prepared() -> Arc<Prepared> {
         description: None,
         mime_type: None,
         policy: None,
+        scope: "/quote".into(),
+        pack: Some(Arc::new(pack)),
     });
     let extensions = Map::from_iter([(payment_identifier::NAME.to_owned(), payment_identifier::declaration())]);
     let served = [(testing::seller(TransferMethod::Eip3009).network, Served::default())];
@@ -112,7 +118,7 @@ fn agrees(prepared: &Prepared, text: &str) -> bool {
     let Some(quick) = read(prepared, text.as_bytes()) else { return false };
     let payment: PaymentPayload = serde_json::from_str(text).unwrap();
     assert_eq!(payment.x402_version, 2, "{text}");
-    let Ok(offer) = prepared.select(&payment.accepted) else { panic!("no such offer: {text}") };
+    let Ok(offer) = prepared.select(&payment.accepted, &payment.extensions) else { panic!("no such offer: {text}") };
     assert!(Arc::ptr_eq(&offer, &quick.offer), "{text}");
     assert_eq!(payment_identifier::id(&payment.extensions), Ok(None), "{text}");
     match quick.voucher {
@@ -161,6 +167,7 @@ fn what_asks_for_more_goes_the_general_way() {
         |payment| payment["extensions"] = Value::Null,
         |payment| payment["resource"] = json!(7),
         |payment| payment["accepted"]["amount"] = json!("999"),
+        |payment| payment["accepted"]["amount"] = json!("4000"),
         |payment| payment["accepted"]["payTo"] = json!("other"),
         |payment| payment["accepted"]["maxTimeoutSeconds"] = json!(301),
         |payment| payment["accepted"]["extra"]["withdrawDelay"] = json!("3600"),

@@ -87,7 +87,7 @@ pub fn settler() -> Address {
     Wallet::new(3).address()
 }
 
-fn offer(scheme: EvmScheme, method: TransferMethod, amount: u64) -> Offer {
+pub fn offer(scheme: EvmScheme, method: TransferMethod, amount: u64) -> Offer {
     Offer {
         payee: Payee::Evm(seller(method), scheme),
         amount: amount.into(),

@@ -18,6 +18,8 @@ fn route(host: Option<&str>, methods: &[Method], path: &str) -> Route {
         description: None,
         mime_type: None,
         policy: None,
+        scope: path.into(),
+        pack: None,
     }
 }
 
