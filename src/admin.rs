@@ -1,5 +1,6 @@
 //! The admin side: metrics, health, and what operators ask of a running Turnpike. It listens on loopback by default and
-//! asks for no credentials: who can reach it can read balances and start a settlement, and can move no money anywhere.
+//! asks for no credentials: who can reach it can read balances, start a settlement and end passes, and can move no money
+//! anywhere.
 //!
 //! | path | answers |
 //! |---|---|
@@ -10,6 +11,10 @@
 //! | `GET /api/channels` | channels, largest exposure first (`?limit=`) |
 //! | `GET /api/batches` | settlement batches, newest first (`?limit=`) |
 //! | `POST /api/settle` | settles what is owed now and answers with what was done |
+//! | `GET /api/passes` | passes that were sold, newest first (`?limit=`) |
+//! | `POST /api/passes/{id}/revoke` | ends a pass: it takes no more calls |
+
+mod passes;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -83,6 +88,8 @@ impl Admin {
             .route("/api/channels", get(channels))
             .route("/api/batches", get(batches))
             .route("/api/settle", post(settle))
+            .route("/api/passes", get(passes::list))
+            .route("/api/passes/{id}/revoke", post(passes::revoke))
             .with_state(Arc::new(self));
         let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;

@@ -62,6 +62,8 @@ enum Command {
     Sandbox(sandbox::Args),
     /// List the channels of a running Turnpike
     Channels(admin::ChannelsArgs),
+    /// List the passes that a running Turnpike has sold, or end one
+    Passes(admin::PassesArgs),
     /// Settle what is due now, on a running Turnpike
     Settle(admin::SettleArgs),
     /// Verify or export the audit record
@@ -124,6 +126,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Pay(args) => pay::run(args, &mut output),
         Command::Sandbox(args) => sandbox::run(&args, &mut output),
         Command::Channels(args) => admin::channels(&args, &mut output),
+        Command::Passes(args) => admin::passes(&args, &mut output),
         Command::Settle(args) => admin::settle(&args, &mut output),
         Command::Audit(args) => audit::run(args, &mut output),
         Command::Bench(args) => bench::run(args, &mut output),

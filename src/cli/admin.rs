@@ -1,4 +1,4 @@
-//! `turnpike channels` and `turnpike settle`: questions and orders for a running Turnpike, by its admin address.
+//! `turnpike channels`, `turnpike passes` and `turnpike settle`: questions and orders for a running Turnpike, by its admin address.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::output::{Output, Style, grouped};
 use super::{Failure, runtime};
 use crate::client::http::{Http, Request};
+use crate::ledger::passes::PassId;
 
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -22,6 +23,36 @@ pub struct ChannelsArgs {
     /// How many
     #[arg(long, default_value_t = 20)]
     limit: usize,
+}
+
+/// Lists the passes that were sold, newest first, or ends one.
+#[derive(Debug, ClapArgs)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "A pass is named by the SHA-256 of its token, as the list shows it; the token itself is nowhere.\n\nExamples:\n  turnpike passes\n  turnpike passes --limit 1000 --json\n  turnpike passes revoke 5f1c...e9"
+)]
+pub struct PassesArgs {
+    #[command(subcommand)]
+    action: Option<PassAction>,
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// How many
+    #[arg(long, default_value_t = 20)]
+    limit: usize,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum PassAction {
+    /// End a pass: it takes no more calls, and nothing is given back for it
+    Revoke(RevokeArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+struct RevokeArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// The pass, as `turnpike passes` lists it
+    pass: PassId,
 }
 
 /// Settles what is owed now and waits until it is done.
@@ -106,6 +137,40 @@ pub fn channels(args: &ChannelsArgs, output: &mut Output) -> Result<(), Failure>
     let shown = list(&answer["channels"]).len();
     let summary =
         format!("{shown} of {} channels, exposure {} atomic units", answer["total"], number(&answer["exposure"]));
+    let summary = output.styled(Style::Dim, &summary);
+    output.line(format_args!("  {summary}"));
+    Ok(())
+}
+
+/// Runs `turnpike passes`.
+///
+/// # Errors
+/// [`Failure`].
+pub fn passes(args: &PassesArgs, output: &mut Output) -> Result<(), Failure> {
+    if let Some(PassAction::Revoke(args)) = &args.action {
+        let pass = args.admin.ask(Method::POST, &format!("/api/passes/{}/revoke", args.pass))?;
+        if args.admin.json {
+            output.line(&pass);
+        } else {
+            let (left, calls) = (number(&pass["callsLeft"]), number(&pass["calls"]));
+            output.done(format_args!("revoked; {left} of {calls} calls were left to payer {}", text(&pass["payer"])));
+        }
+        return Ok(());
+    }
+    let answer = args.admin.ask(Method::GET, &format!("/api/passes?limit={}", args.limit))?;
+    if args.admin.json {
+        output.line(&answer);
+        return Ok(());
+    }
+    let mut rows = vec![["pass", "payer", "route", "left", "calls", "price", "state"].map(str::to_owned).to_vec()];
+    for row in list(&answer["passes"]) {
+        let mut cells = ["pass", "payer", "route"].map(|field| text(&row[field])).to_vec();
+        cells.extend(["callsLeft", "calls", "price"].map(|field| number(&row[field])));
+        cells.push(text(&row["state"]));
+        rows.push(cells);
+    }
+    output.table(&rows);
+    let summary = format!("{} of {} passes", list(&answer["passes"]).len(), answer["total"]);
     let summary = output.styled(Style::Dim, &summary);
     output.line(format_args!("  {summary}"));
     Ok(())

@@ -159,7 +159,7 @@ fn row(config: &Config, route: &RouteConfig) -> [String; 5] {
     [
         if methods.is_empty() { "all".to_owned() } else { methods.join(" ") },
         format!("{}{}", route.host.as_deref().unwrap_or_default(), route.path),
-        price_text(&route.pricing),
+        priced(route),
         schemes(&route.pricing).join(" or "),
         route.upstream.as_deref().map_or_else(|| origins(config), str::to_owned),
     ]
@@ -186,6 +186,15 @@ fn schemes(pricing: &RoutePricing) -> Vec<&'static str> {
         }
     }
     schemes
+}
+
+/// A route's price, and that of its pack.
+fn priced(route: &RouteConfig) -> String {
+    let one = price_text(&route.pricing);
+    let Some(pack) = &route.pack else { return one };
+    let mut texts: Vec<_> = pack.prices.iter().map(decimal).collect();
+    texts.dedup();
+    format!("{one}; {} calls {}", pack.calls, texts.join(" or "))
 }
 
 fn price_text(pricing: &RoutePricing) -> String {
@@ -231,8 +240,12 @@ fn fine_json(config: &Config, warnings: &[Warning]) -> Value {
         .map(|route| {
             let methods: Vec<_> = route.methods.iter().map(|method| method.as_str()).collect();
             let prices: Vec<_> = prices(&route.pricing).iter().map(price).collect();
+            let pack = route.pack.as_ref().map(|pack| {
+                json!({ "calls": pack.calls, "expiresAfterSeconds": pack.lifetime.as_secs(),
+                    "prices": pack.prices.iter().map(price).collect::<Vec<_>>() })
+            });
             json!({ "line": route.line, "host": route.host.as_deref(), "methods": methods, "path": &*route.path,
-                "schemes": schemes(&route.pricing), "prices": prices, "upstream": route.upstream.as_deref() })
+                "schemes": schemes(&route.pricing), "prices": prices, "pack": pack, "upstream": route.upstream.as_deref() })
         })
         .collect();
     let networks: Vec<_> = config.networks.iter().map(network_json).collect();
