@@ -1,5 +1,7 @@
 //! A paying client: for `turnpike pay`, the demo, tests and benches.
 //!
+//! It can pay for several calls at once, where a pack of them is offered (`client/pack.rs`).
+//!
 //! Speaks x402 version 2 over HTTP with scheme `batch-settlement` in client-signed mode and scheme `upto`, both on
 //! Solana. It does what the specifications ask of a client: it believes no answer that it has not checked, never signs
 //! above its own limits, moves its books on only by a verified answer, and recovers from a corrective 402 by its own
@@ -10,6 +12,7 @@
 
 pub mod channel;
 pub mod http;
+pub mod pack;
 mod resend;
 
 use std::collections::HashMap;
@@ -25,6 +28,7 @@ use tokio::time::Instant;
 
 use self::channel::{ClientChannel, SellerTerms};
 use self::http::{Http, HttpError, Request, Response};
+use self::pack::ClientPass;
 use self::resend::{Books, MISSED_MAX, Sent, identified_header};
 use crate::amount::Amount;
 use crate::chain::{Chain, ChainError};
@@ -99,6 +103,8 @@ pub struct Paid {
     pub settlement: Option<SettlementResponse>,
     /// What was charged.
     pub charged: Amount,
+    /// How many calls are left on the pass, where this was a call on one or bought one.
+    pub calls_left: Option<u32>,
 }
 
 /// A paying client with one wallet.
@@ -109,6 +115,8 @@ pub struct Client {
     spending: Spending,
     channels: Mutex<HashMap<SellerTerms, Arc<Mutex<Books>>>>,
     offers: Mutex<HashMap<String, PaymentRequired>>,
+    /// Passes that are left, by what they were bought for.
+    passes: Mutex<HashMap<String, ClientPass>>,
 }
 
 /// The most offers that are remembered.
@@ -120,7 +128,8 @@ impl Client {
     /// # Errors
     /// [`HttpError`] where no TLS configuration can be made.
     pub fn new(key: SigningKey, chain: Arc<dyn Chain>, spending: Spending) -> Result<Self, HttpError> {
-        Ok(Self { key, http: Http::new()?, chain, spending, channels: Mutex::default(), offers: Mutex::default() })
+        let (channels, offers, passes) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { key, http: Http::new()?, chain, spending, channels, offers, passes })
     }
 
     /// The wallet's address.
@@ -152,7 +161,7 @@ impl Client {
             None => {
                 let response = self.http.send(request, None).await?;
                 if response.status() != 402 {
-                    return Ok(Paid { response, settlement: None, charged: Amount::ZERO });
+                    return Ok(Paid { response, settlement: None, charged: Amount::ZERO, calls_left: None });
                 }
                 let required = payment_required(&response)?;
                 let mut offers = self.offers.lock().await;
@@ -196,10 +205,20 @@ impl Client {
 
     async fn pay(&self, request: &Request, required: &PaymentRequired) -> Result<Paid, ClientError> {
         let offer = self.choose_affordable(required)?;
-        let seller = SellerTerms::of(offer)?;
         if offer.scheme == "upto" {
-            return self.pay_metered(request, required, offer, &seller).await;
+            return self.pay_metered(request, required, offer, &SellerTerms::of(offer)?).await;
         }
+        self.pay_from_channel(request, required, offer).await
+    }
+
+    /// Pays what an offer of scheme `batch-settlement` asks for.
+    async fn pay_from_channel(
+        &self,
+        request: &Request,
+        required: &PaymentRequired,
+        offer: &PaymentRequirements,
+    ) -> Result<Paid, ClientError> {
+        let seller = SellerTerms::of(offer)?;
         let books = Arc::clone(self.channels.lock().await.entry(seller.clone()).or_default());
         let mut books = books.lock().await;
         let missed = |sent: &Sent| !sent.answered && sent.is_for(request) && sent.at.elapsed() < MISSED_MAX;
@@ -263,7 +282,7 @@ impl Client {
         // only.
         books.last = sent.identified.then(|| sent.clone());
         let (response, resent) = self.send_paid(request, &sent.header, sent.identified, resent).await?;
-        let free = |response| Ok(Some(Paid { response, settlement: None, charged: Amount::ZERO }));
+        let free = |response| Ok(Some(Paid { response, settlement: None, charged: Amount::ZERO, calls_left: None }));
         if resent && response.status() == 503 {
             return free(response);
         }
@@ -289,7 +308,7 @@ impl Client {
         let (channel, charged) = sent.next.accept(&sent.offer, &settlement)?;
         books.channel = Some(channel);
         books.last = last.map(|last| Sent { answered: true, ..last });
-        Ok(Some(Paid { response, settlement: Some(settlement), charged }))
+        Ok(Some(Paid { response, settlement: Some(settlement), charged, calls_left: None }))
     }
 
     /// A payment for the next call, and the channel as it will be once the server has taken it.
@@ -378,7 +397,7 @@ impl Client {
                 let reason = payment_required(&response)?.error.unwrap_or_default();
                 return Err(ClientError::Refused { reason });
             }
-            return Ok(Paid { response, settlement: None, charged: Amount::ZERO });
+            return Ok(Paid { response, settlement: None, charged: Amount::ZERO, calls_left: None });
         };
         let settlement: SettlementResponse = header::decode(value)?;
         if !settlement.success {
@@ -392,7 +411,7 @@ impl Client {
         if settlement.transaction.is_empty() {
             return Err(ClientError::Dishonest(format!("no transaction closed channel {channel}")));
         }
-        Ok(Paid { response, settlement: Some(settlement), charged })
+        Ok(Paid { response, settlement: Some(settlement), charged, calls_left: None })
     }
 
     /// Signs the payments of the next `calls` calls without sending them: values of `PAYMENT-SIGNATURE`, over any

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use clap::Args as ClapArgs;
 use ed25519_dalek::SigningKey;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::output::{Output, grouped};
 use super::{Failure, runtime};
@@ -13,6 +15,7 @@ use crate::amount::Amount;
 use crate::chain::svm::{SvmRpc, SvmRpcOptions};
 use crate::client::channel::ClientChannel;
 use crate::client::http::Request;
+use crate::client::pack::ClientPass;
 use crate::client::{Client, Spending};
 
 /// What a sandbox gives a new wallet, in atomic units.
@@ -23,7 +26,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Requests a resource and pays for it from a channel that it opens, fills, uses again next time, and can close.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc -n 50 --json\n  turnpike pay http://127.0.0.1:8402/v1/search -X POST -d '{\"q\":\"x402\"}'\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc --refund"
+    after_help = "Examples:\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc -n 50 --json\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc -n 50 --pack\n  turnpike pay http://127.0.0.1:8402/v1/search -X POST -d '{\"q\":\"x402\"}'\n  turnpike pay http://127.0.0.1:8402/v1/quote/btc --refund"
 )]
 pub struct Args {
     /// What to request
@@ -52,6 +55,9 @@ pub struct Args {
     /// The most that one call may cost, in atomic units
     #[arg(long, default_value_t = 1_000_000, value_name = "UNITS")]
     max_price: u64,
+    /// Buy a pack of calls where one is offered, for at most `--max-price`, and make the calls on its pass
+    #[arg(long)]
+    pack: bool,
     /// Close the channel afterwards (or only that, with `-n 1` and an open channel) and take back what is left
     #[arg(long)]
     refund: bool,
@@ -88,11 +94,18 @@ async fn pay(args: Args, output: &mut Output) -> Result<(), Failure> {
         }
     }
     let state = args.wallet.with_extension("channels.json");
-    for channel in load(&state)? {
+    for channel in load::<ClientChannel>(&state)? {
         client.restore(channel).await;
+    }
+    let passes = args.wallet.with_extension("passes.json");
+    for pass in load::<ClientPass>(&passes)? {
+        client.restore_pass(pass).await;
     }
     let result = calls(&client, &args, &request, output).await;
     save(&state, &client.channels().await)?;
+    if args.pack {
+        save(&passes, &client.passes().await)?;
+    }
     result?;
     if args.refund {
         let settled = client.refund(&request).await.map_err(Failure::failed)?;
@@ -110,9 +123,21 @@ async fn pay(args: Args, output: &mut Output) -> Result<(), Failure> {
 async fn calls(client: &Client, args: &Args, request: &Request, output: &mut Output) -> Result<(), Failure> {
     let mut total = Amount::ZERO;
     for call in 1..=args.calls {
-        let paid = client.call(request).await.map_err(|error| explain(&error, client))?;
+        let paid = if args.pack {
+            client.call_on_pack(request, Amount::from(args.max_price)).await
+        } else {
+            client.call(request).await
+        };
+        let paid = paid.map_err(|error| explain(&error, client))?;
         total = total.saturating_add(paid.charged);
-        let (charged, settlement) = (paid.charged, paid.settlement);
+        let (charged, left, mut settlement) = (paid.charged, paid.calls_left, paid.settlement);
+        if let Some(settlement) = &mut settlement {
+            // The pass is a secret, and kept in a file of its own, at once.
+            settlement.extensions.clear();
+            if args.pack {
+                save(&args.wallet.with_extension("passes.json"), &client.passes().await)?;
+            }
+        }
         let status = paid.response.status();
         let body = match paid.response.bytes(BODY_BYTES_MAX).await {
             Ok(body) => body,
@@ -124,11 +149,12 @@ async fn calls(client: &Client, args: &Args, request: &Request, output: &mut Out
         };
         if args.json {
             output.line(serde_json::json!({
-                "call": call, "status": status, "bytes": body.len(), "charged": charged, "settlement": settlement,
+                "call": call, "status": status, "bytes": body.len(), "charged": charged, "callsLeft": left, "settlement": settlement,
             }));
         } else if args.calls == 1 {
             output.line(String::from_utf8_lossy(&body).trim_end());
-            output.line(format_args!("status {status}, charged {} atomic units", grouped(charged.get())));
+            let left = left.map(|left| format!(", {left} calls left on the pass")).unwrap_or_default();
+            output.line(format_args!("status {status}, charged {} atomic units{left}", grouped(charged.get())));
         } else if call == args.calls || call % 10 == 0 {
             output.line(format_args!("{call} calls, charged {} atomic units in all", grouped(total.get())));
         }
@@ -206,16 +232,16 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     Ok(std::fs::rename(&partial, path)?)
 }
 
-fn load(path: &Path) -> Result<Vec<ClientChannel>, Failure> {
+fn load<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Failure> {
     match std::fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).map_err(|error| {
-            Failure::unusable(format_args!("{}: {error}; move it away to start without open channels", path.display()))
+            Failure::unusable(format_args!("{}: {error}; move it away to start without what is in it", path.display()))
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(Failure::unusable(format_args!("{}: {error}", path.display()))),
     }
 }
 
-fn save(path: &Path, channels: &[ClientChannel]) -> Result<(), Failure> {
-    write_private(path, serde_json::to_string_pretty(channels).map_err(Failure::failed)?.as_bytes())
+fn save(path: &Path, kept: &[impl Serialize]) -> Result<(), Failure> {
+    write_private(path, serde_json::to_string_pretty(kept).map_err(Failure::failed)?.as_bytes())
 }
