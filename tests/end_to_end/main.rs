@@ -11,6 +11,7 @@ mod large;
 mod metered;
 mod monitoring;
 mod nginx;
+mod packs;
 mod policy;
 mod serving;
 mod support;

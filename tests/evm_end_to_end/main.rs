@@ -23,6 +23,7 @@ mod world;
 mod channel;
 mod cosigners;
 mod families;
+mod packs;
 mod payers;
 mod python;
 mod transfers;

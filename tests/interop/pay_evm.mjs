@@ -8,9 +8,10 @@
 //   deposit    atomic units of each deposit (the client's own policy otherwise)
 //   transfer, scheme   take only offers of that `assetTransferMethod` ("eip3009" is the default of an offer) or scheme
 //   any_price  without the client's limits to what it spends
+//   pack       takes the pack of calls where one is offered (extension call-pack)
 //
 // Commands, by their `do`; all that go to a `url` take a `method` (GET) too:
-//   {"do": "unpaid", "url"}            asks without a payment
+//   {"do": "unpaid", "url", "headers"?}   asks without a payment
 //   {"do": "pay", "url"}               asks, pays, and asks again, as the reference does
 //   {"do": "together", "url", "times"} pays so many times at once; answers {"answers": [...]}
 //   {"do": "replay", "url"?}           sends the last payment again, as it was
@@ -18,7 +19,7 @@
 //                                      laid over it; a `signature` there may be "flip", "high-s" or "v-0-1"
 //   {"do": "refund", "url", "amount"?} asks for a refund, whole unless it names an amount
 //   {"do": "forget"}                   loses the client's state
-//   {"do": "options", ...}             changes deposit, transfer or scheme
+//   {"do": "options", ...}             changes deposit, transfer, scheme or pack
 //   {"do": "initiate_withdraw", "amount"}, {"do": "finalize_withdraw"}   from the last channel paid with, by `key`
 //
 // An answer: {"status", "body", "headers", "requests", "payment", "settlement", "required"}, the last three decoded
@@ -83,8 +84,19 @@ const recording = (seen) => async (input, init) => {
     seen.payment = payment;
   }
   seen.requests += 1;
-  return fetch(request);
+  const response = await fetch(request);
+  return settings.pack ? packed(response) : response;
 };
+
+/** All that a client needs that wants packs: the pack's terms in place of those of one call. */
+function packed(response) {
+  const required = decode(response.headers.get("PAYMENT-REQUIRED"));
+  const pack = required?.extensions?.["call-pack"]?.info;
+  if (!pack) return response;
+  const headers = new Headers(response.headers);
+  headers.set("PAYMENT-REQUIRED", encode({ ...required, accepts: pack.accepts }));
+  return new Response(response.body, { status: response.status, headers });
+}
 
 async function answer(seen, response) {
   const headers = Object.fromEntries(response.headers);
@@ -122,9 +134,9 @@ async function write(functionName, amount) {
 }
 
 const commands = {
-  unpaid: async ({ url, method = "GET" }) => {
+  unpaid: async ({ url, method = "GET", headers }) => {
     const seen = { ...fresh(), requests: 1 };
-    return answer(seen, await fetch(url, { method }));
+    return answer(seen, await fetch(url, { method, headers }));
   },
   pay: paid,
   together: async (command) => {
