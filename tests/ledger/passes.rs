@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use proptest::prelude::*;
-use turnpike::clock::UnixMillis;
+use turnpike::clock::{Clock, UnixMillis};
 use turnpike::ledger::channel::Svm;
 use turnpike::ledger::passes::{PassCall, PassId, PassRecord, PassRefused, PassState};
 use turnpike::ledger::store::StoreError;
@@ -130,7 +130,9 @@ async fn a_call_whose_caller_goes_away_is_carried_through() {
 async fn what_is_over_is_forgotten_in_the_store_too() {
     let store = Arc::new(MemoryStore::new());
     let clock = Arc::new(ManualClock::default());
-    let ledger = Ledger::open(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&clock) as _, limits()).await.unwrap();
+    let (shared, time): (Arc<dyn Store>, Arc<dyn Clock>) =
+        (Arc::<MemoryStore>::clone(&store), Arc::<ManualClock>::clone(&clock));
+    let ledger = Ledger::open(shared, time, limits()).await.unwrap();
     ledger.adopt(terms(1), on_chain(1000, 0));
     sell(&ledger).await.unwrap();
     clock.advance(Duration::from_secs(2_000));
@@ -243,7 +245,7 @@ impl World {
     }
 
     fn count(&mut self, counted: Result<u32, StoreError>) {
-        assert!(counted.unwrap() <= CALLS - 1);
+        assert!(counted.unwrap() < CALLS - 1, "the buying request was one, and this is another");
         self.told += 1;
     }
 
@@ -251,7 +253,7 @@ impl World {
     fn check(&self, ledger: &Ledger, store: &MemoryStore) {
         let durable = store.durable_passes()[0].used;
         let shown = ledger.pass(&PASS).unwrap().used;
-        assert!(1 + self.told <= shown, "a call that was told of is forgotten");
+        assert!(self.told < shown, "a call that was told of is forgotten");
         assert!(shown <= durable && durable <= CALLS, "shown {shown}, durable {durable}");
         let in_flight = u32::try_from(self.in_flight.len()).unwrap();
         assert!(1 + self.told + in_flight <= CALLS, "more calls than were paid for");

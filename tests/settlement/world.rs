@@ -351,6 +351,7 @@ async fn open(store: &Arc<TestStore>, clock: &Arc<ManualClock>) -> Arc<Ledger> {
         gap_wait_max: Duration::from_secs(1),
         reservation_max: Duration::from_secs(60),
         answers: None,
+        passes_max: 0,
     };
     Ledger::open(Arc::<TestStore>::clone(store), Arc::<ManualClock>::clone(clock), limits).await.unwrap()
 }
