@@ -232,6 +232,7 @@ impl Bench<'_> {
         let mut loads = Vec::new();
         for (payer, place) in self.payers.iter().zip(0..) {
             let payments = payer.sign_ahead(&self.paid, REQUESTS).await.unwrap();
+            let payments: Vec<_> = payments.iter().map(|value| load::paying(value)).collect();
             let first = every * place / u32::from(CONNECTIONS);
             loads.push(Load::new("/paid", REQUESTS, &payments).paced(every, first));
         }

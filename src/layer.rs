@@ -268,7 +268,7 @@ impl Shared {
         let admission = match self.gate.admit(request).await {
             Outcome::Admitted(admission) => admission,
             Outcome::Free => {
-                let response = inner.oneshot(Request::from_parts(parts, body)).await?;
+                let response = Box::pin(inner.oneshot(Request::from_parts(parts, body))).await?;
                 let mut response = response.map(ResponseBody::inner);
                 response.extensions_mut().insert(Verdict::Free);
                 return Ok(response);
@@ -284,7 +284,7 @@ impl Shared {
             parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         match inner.oneshot(Request::from_parts(parts, body)).await {
-            Ok(response) => Ok(finish(*admission, response).await),
+            Ok(response) => Ok(finish(admission, response).await),
             Err(error) => {
                 admission.release();
                 Err(error)
@@ -297,7 +297,7 @@ impl Shared {
         let payment = match (take(&parts.headers, &SIGNATURE), take(&parts.headers, &PAYMENT_V1)) {
             (Some(value), _) => Some(Payment::V2(value)),
             (None, Some(value)) => Some(Payment::V1(value)),
-            (None, None) => take(&parts.headers, PAYMENT_PASS).map(Payment::pass),
+            (None, None) => take(&parts.headers, &PASS).map(Payment::pass),
         };
         strip(&mut parts.headers);
         if parts.method == Method::OPTIONS {
@@ -391,7 +391,7 @@ fn target(parts: &Parts) -> &str {
 
 /// Charges for the inner service's answer, or gives the price back. An answer that is to be kept, or that says in its
 /// body what it costs, is collected first.
-async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<R>) -> Response<ResponseBody<R>> {
+async fn finish<R: Body<Data = Bytes>>(admission: Box<Admission>, response: Response<R>) -> Response<ResponseBody<R>> {
     let (parts, body) = response.into_parts();
     let known = body.size_hint().exact();
     let keeps = admission.keeps().filter(|_| is_collectable(&parts));
@@ -401,7 +401,19 @@ async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<
         (Some(bytes_max), None) => (bytes_max, wait_to_keep(&body)),
         (_, Some(meter)) => (meter.body_bytes_max, meter.body_wait),
     };
-    match collect(body, bytes_max, wait).await {
+    let collected = Box::pin(collect(body, bytes_max, wait)).await;
+    Box::pin(finish_collected(admission, parts, known, keeps, collected)).await
+}
+
+/// The same for an answer that was collected, as far as it could be.
+async fn finish_collected<R: Body<Data = Bytes>>(
+    admission: Box<Admission>,
+    parts: response::Parts,
+    known: Option<u64>,
+    keeps: Option<usize>,
+    collected: Collected<R>,
+) -> Response<ResponseBody<R>> {
+    match collected {
         Collected::Whole(body) => {
             let whose = Whose::of(&admission);
             let finished = if keeps.is_some_and(|bytes_max| body.len() <= bytes_max) {
@@ -429,7 +441,7 @@ async fn finish<R: Body<Data = Bytes>>(admission: Admission, response: Response<
 
 /// Charges for an answer whose body is not read, or not to its end.
 async fn charge<R>(
-    admission: Admission,
+    admission: Box<Admission>,
     parts: response::Parts,
     body_bytes: Option<u64>,
     body: ResponseBody<R>,
@@ -512,6 +524,7 @@ fn take(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
 
 const SIGNATURE: HeaderName = HeaderName::from_static(PAYMENT_SIGNATURE);
 const PAYMENT_V1: HeaderName = HeaderName::from_static(X_PAYMENT);
+const PASS: HeaderName = HeaderName::from_static(PAYMENT_PASS);
 
 /// Headers that are ours, or the protocol's, and never pass.
 const OURS: [&str; 7] = [

@@ -233,7 +233,7 @@ impl<F: Family> Ledger<F> {
     pub async fn reserve(self: &Arc<Self>, entry: Entry<F>) -> Result<Reservation<F>, Refused<F>> {
         match self.core.enter(&entry)? {
             Entered::Served(reservation) => Ok(reservation),
-            Entered::Waits(waiting) => waiting.answer().await,
+            Entered::Waits(waiting) => Box::pin(waiting.answer()).await,
         }
     }
 
@@ -502,8 +502,8 @@ impl<F: Family> Reservation<F> {
     /// # Errors
     /// [`StoreError`]: nothing was charged. The store failed and the ledger has stopped, or this one charge cannot be
     /// made: the reservation has lapsed, the deposit is not there, the channel has ended; see [`Ledger::health`].
-    pub async fn commit(self, on_chain: Option<F::OnChain>) -> Result<Receipt<F>, StoreError> {
-        self.commit_keeping(on_chain, None).await
+    pub fn commit(self, on_chain: Option<F::OnChain>) -> impl Future<Output = Result<Receipt<F>, StoreError>> + Send {
+        self.commit_keeping(on_chain, None)
     }
 
     /// The same, and keeps the request's answer in the same durable write: after a crash either both are there or
@@ -511,15 +511,15 @@ impl<F: Family> Reservation<F> {
     ///
     /// # Errors
     /// As [`Self::commit`]; nothing is kept.
-    pub async fn commit_with_answer(
+    pub fn commit_with_answer(
         self,
         on_chain: Option<F::OnChain>,
         id: AnswerId,
         make: impl FnOnce(&RecordOf<F>) -> Answer + Send + 'static,
-    ) -> Result<Receipt<F>, StoreError> {
+    ) -> impl Future<Output = Result<Receipt<F>, StoreError>> + Send {
         let core = Arc::clone(&self.core);
         let keep = move |channel: &RecordOf<F>| core.answers.record(id, core.clock.now(), make(channel));
-        self.commit_keeping(on_chain, Some(Box::new(keep))).await
+        self.commit_keeping(on_chain, Some(Box::new(keep)))
     }
 
     async fn commit_keeping(

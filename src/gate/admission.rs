@@ -29,7 +29,7 @@ enum Cost {
 /// What an admission holds back until it is finished.
 pub(super) enum Held {
     Batch(batch::Hold),
-    Metered(metered::Hold),
+    Metered(Box<metered::Hold>),
     Evm(evm::Hold),
     EvmOnce(Box<evm::OnceHold>),
     Pass(PassHold),
@@ -82,12 +82,12 @@ impl Admission {
 
     /// Charges for an answer with a status below 400, durably, and gives everything back for any other. To be called
     /// when the upstream's response header has arrived and before it leaves. `headers` may say a metered charge.
-    pub async fn finish(self, status: StatusCode, headers: &HeaderMap) -> Finished {
+    pub async fn finish(self: Box<Self>, status: StatusCode, headers: &HeaderMap) -> Finished {
         self.finish_read(status, &Answered::head(headers)).await
     }
 
     /// The same for an answer of which more than the header is there, which may say a metered charge.
-    pub async fn finish_read(self, status: StatusCode, answered: &Answered<'_>) -> Finished {
+    pub async fn finish_read(self: Box<Self>, status: StatusCode, answered: &Answered<'_>) -> Finished {
         let cost = self.cost(status, answered);
         let receipt = self.receipt(cost);
         self.end(cost, receipt).await
@@ -96,7 +96,7 @@ impl Admission {
     /// The same for an answer that is there whole: it is kept, with its charge, so that the client can ask for it
     /// again. Goes on to the end where the client has gone meanwhile. What cannot be kept is charged as by
     /// [`Self::finish_read`].
-    pub async fn finish_whole(self, headers: &HeaderMap, draft: Draft) -> Finished {
+    pub async fn finish_whole(self: Box<Self>, headers: &HeaderMap, draft: Draft) -> Finished {
         let cost = self.cost(draft.status, &Answered::whole(headers, &draft.body));
         let keeps = matches!(cost, Cost::Amount(_))
             && self.claim.is_some()
@@ -107,10 +107,11 @@ impl Admission {
         }
         let (tasks, version) = (self.gate.tasks.clone(), self.context.version);
         let (sender, ended) = oneshot::channel();
-        tasks.spawn(async move {
+        // A task's future is moved about as it is, and this one is large.
+        tasks.spawn(Box::pin(async move {
             // The client may be gone; then its answer waits for it.
             let _ = sender.send(self.end(cost, Some(draft)).await);
-        });
+        }));
         let lost =
             || Finished::Refused(Box::new(Denial::ours("a request's charge ended without an answer").bare(version)));
         ended.await.unwrap_or_else(|_| lost())
@@ -143,14 +144,14 @@ impl Admission {
         }
     }
 
-    async fn end(self, cost: Cost, draft: Option<Draft>) -> Finished {
+    async fn end(self: Box<Self>, cost: Cost, draft: Option<Draft>) -> Finished {
         // The claim is held until the answer can be found.
-        let Self { gate, context, paid, held, claim } = self;
+        let Self { gate, context, paid, held, claim } = *self;
         let draft = draft.map(|draft| match &context.sale {
             Some(sale) => sale.seal(draft),
             None => draft,
         });
-        let keep = claim.as_ref().zip(draft).map(|(claim, draft)| (claim.id, draft));
+        let keep = claim.as_ref().zip(draft).map(|(claim, draft)| Box::new((claim.id, draft)));
         let finished = match (held, cost) {
             (Held::Pass(hold), Cost::Amount(_)) => hold.commit(&gate, &context).await,
             (Held::Pass(hold), Cost::Nothing | Cost::Withheld) => {
@@ -176,10 +177,12 @@ impl Admission {
                 Ok(Finished::Unmetered(None))
             }
             (Held::EvmOnce(hold), Cost::Amount(charge)) => {
-                let charged = hold.charge(&gate, &context, &paid, charge).await;
+                // What asks a chain is large, and lives apart so that the rest is small.
+                let charged = Box::pin(hold.charge(&gate, &context, &paid, charge)).await;
                 let charged = charged.map(Charged::settled);
-                if let (Ok(charged), Some((id, draft)), Some(evm)) = (&charged, keep, &gate.evm) {
-                    let kept = evm.ledger.keep_answer(id, draft.answer(charged)).await;
+                if let (Ok(charged), Some(keep), Some(evm)) = (&charged, keep, &gate.evm) {
+                    let (id, draft) = *keep;
+                    let kept = Box::pin(evm.ledger.keep_answer(id, draft.answer(charged))).await;
                     not_kept(&paid, kept);
                 }
                 charged.map(Finished::Charged)
@@ -187,15 +190,20 @@ impl Admission {
             (Held::EvmOnce(_), Cost::Nothing) => Ok(Finished::Released(None)),
             (Held::EvmOnce(_), Cost::Withheld) => Ok(Finished::Unmetered(None)),
             (Held::Metered(hold), Cost::Amount(charge)) => {
-                let charged = hold.charge(&context, &paid, charge).await;
+                let charged = Box::pin(hold.charge(&context, &paid, charge)).await;
                 let charged = charged.map(Charged::settled);
-                if let (Ok(charged), Some((id, draft))) = (&charged, keep) {
-                    not_kept(&paid, gate.ledger.keep_answer(id, draft.answer(charged)).await);
+                if let (Ok(charged), Some(keep)) = (&charged, keep) {
+                    let (id, draft) = *keep;
+                    not_kept(&paid, Box::pin(gate.ledger.keep_answer(id, draft.answer(charged))).await);
                 }
                 charged.map(Finished::Charged)
             }
-            (Held::Metered(hold), Cost::Nothing) => Ok(Finished::Released(hold.give_back(&context, &paid).await)),
-            (Held::Metered(hold), Cost::Withheld) => Ok(Finished::Unmetered(hold.give_back(&context, &paid).await)),
+            (Held::Metered(hold), Cost::Nothing) => {
+                Ok(Finished::Released(Box::pin(hold.give_back(&context, &paid)).await))
+            }
+            (Held::Metered(hold), Cost::Withheld) => {
+                Ok(Finished::Unmetered(Box::pin(hold.give_back(&context, &paid)).await))
+            }
         };
         if let (Ok(Finished::Charged(_)), Some(_), Some(telemetry)) =
             (&finished, &context.sale, &gate.options.telemetry)

@@ -87,7 +87,9 @@ impl Gate {
     ) -> Result<Passed, Denial> {
         let facilitator = self.facilitator(&context.offer)?;
         let verified = self.verify(seller, config, voucher)?;
-        open_channel(self.look(&facilitator, verified.terms()).await?)?;
+        if !self.is_fresh(verified.terms()) {
+            open_channel(Box::pin(self.look(&facilitator, verified.terms())).await?)?;
+        }
         let reserved = self.reserve(context, verified, None).await?;
         Ok(reserved.pass(None))
     }
@@ -196,6 +198,15 @@ impl Gate {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// Whether a channel is open by what is known of it, and that is fresh enough to go by.
+    fn is_fresh(&self, terms: &Terms) -> bool {
+        self.ledger.channel(&terms.id).is_some_and(|record| {
+            let age = self.clock.now().since(record.on_chain.read_at);
+            record.on_chain.status == ChannelStatus::Open
+                && age <= self.options.freshness.min(self.staleness_max(terms))
+        })
     }
 
     /// A channel's chain state, fresh enough to go by; `None` where the chain has no such channel. What is read is
@@ -312,29 +323,36 @@ impl Hold {
         gate: &Gate,
         context: &Context,
         paid: &Paid,
-        keep: Option<(AnswerId, Draft)>,
+        keep: Option<Box<(AnswerId, Draft)>>,
     ) -> Result<Charged, Denial> {
         let Self { reservation, cumulative, deposit } = self;
         let reservation = context.selling(reservation, paid);
-        let (sealed, sold) = (context.sale.as_ref().map(Sale::sealed), context.sale.as_ref().map(Sale::told));
-        let Some(mut deposit) = deposit else {
-            let started = Instant::now();
-            let charge = Charge { cumulative, deposit: None };
-            let receipt = charge.commit(reservation, None, paid, keep.map(|keep| (keep, sealed))).await;
-            let receipt = receipt.map_err(|error| gate.uncommitted(&error))?;
-            if let Some(telemetry) = &gate.options.telemetry {
-                telemetry.commit_seconds.observe(started.elapsed().as_secs_f64());
+        let sold = context.sale.as_ref().map(Sale::told);
+        let keep = keep.map(|keep| (keep, context.sale.as_ref().map(Sale::sealed)));
+        let started = Instant::now();
+        let mut settled = None;
+        let mut on_chain = None;
+        let mut deposit = deposit;
+        if let Some(deposit) = &mut deposit {
+            // What asks a chain is large, and lives apart so that the rest is small.
+            let (transaction, after) = Box::pin(deposit.settle(cumulative, gate, context, paid)).await?;
+            settled = Some((transaction, deposit.accepted.request.amount));
+            on_chain = Some(after);
+        }
+        let charge = Charge { cumulative, deposit: settled };
+        let receipt = charge.commit(reservation, on_chain, paid, keep).await.map_err(|error| {
+            let denial = gate.uncommitted(&error);
+            match settled {
+                Some((transaction, _)) => {
+                    let reason = Reason::UnexpectedSettleError;
+                    denial.settling(context.failed(paid.payer, reason, Some(transaction)))
+                }
+                None => denial,
             }
-            return Ok(charge.response(paid, receipt.charged, &receipt.channel, sold.as_ref()));
-        };
-        let amount = deposit.accepted.request.amount;
-        let (transaction, on_chain) = deposit.settle(cumulative, gate, context, paid).await?;
-        let charge = Charge { cumulative, deposit: Some((transaction, amount)) };
-        let keep = keep.map(|keep| (keep, sealed));
-        let receipt = charge.commit(reservation, Some(on_chain), paid, keep).await.map_err(|error| {
-            let failed = context.failed(paid.payer, Reason::UnexpectedSettleError, Some(transaction));
-            gate.uncommitted(&error).settling(failed)
         })?;
+        if let (Some(telemetry), None) = (&gate.options.telemetry, &settled) {
+            telemetry.commit_seconds.observe(started.elapsed().as_secs_f64());
+        }
         Ok(charge.response(paid, receipt.charged, &receipt.channel, sold.as_ref()))
     }
 
@@ -387,9 +405,10 @@ impl Charge {
         reservation: Reservation,
         on_chain: Option<OnChain>,
         paid: &Paid,
-        keep: Option<((AnswerId, Draft), Option<PackSold>)>,
+        keep: Option<(Box<(AnswerId, Draft)>, Option<PackSold>)>,
     ) -> Result<Receipt, StoreError> {
-        let Some(((id, draft), sold)) = keep else { return reservation.commit(on_chain).await };
+        let Some((keep, sold)) = keep else { return reservation.commit(on_chain).await };
+        let (id, draft) = *keep;
         let (paid, charged) = (paid.clone(), reservation.amount());
         let make = move |channel: &ChannelRecord| draft.answer(&self.response(&paid, charged, channel, sold.as_ref()));
         reservation.commit_with_answer(on_chain, id, make).await

@@ -122,7 +122,20 @@ impl Gate {
         payer: Account,
         in_channel: bool,
     ) -> Result<Option<Allowance>, Denial> {
-        let Some(policy) = context.policy() else { return Ok(None) };
+        match context.policy() {
+            Some(policy) => Box::pin(self.clear_by(policy, context, payers, payer, in_channel)).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn clear_by(
+        &self,
+        policy: &Policy,
+        context: &Context,
+        payers: &Arc<Payers>,
+        payer: Account,
+        in_channel: bool,
+    ) -> Result<Option<Allowance>, Denial> {
         let payment = Payment { payer, amount: context.offer.offer.amount, network: context.network() };
         let mut told = context.judged.told;
         if let Err(finding) = self.judge_payer(policy, &payment, context.judged.armed, told).await {
@@ -147,7 +160,7 @@ impl Gate {
     pub(super) async fn clear_pass(&self, prepared: &Prepared, judged: Judged, paid: &Paid) -> Result<(), Denial> {
         let Some(policy) = prepared.policy() else { return Ok(()) };
         let payment = Payment { payer: paid.payer, amount: paid.amount, network: &paid.network };
-        match self.judge_payer(policy, &payment, judged.armed, judged.told).await {
+        match Box::pin(self.judge_payer(policy, &payment, judged.armed, judged.told)).await {
             Ok(()) => Ok(()),
             Err(finding) => self.found(finding, prepared.name(), Some(&payment)),
         }

@@ -113,7 +113,7 @@ impl Gate {
             _permit: permit,
         };
         let hold = self.open(context, &paid, channel, accepted, entered).await?;
-        Ok(Passed::Paid { paid, held: Held::Metered(hold) })
+        Ok(Passed::Paid { paid, held: Held::Metered(Box::new(hold)) })
     }
 
     /// Hands the channel to its task and waits until it is open.

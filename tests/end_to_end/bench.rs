@@ -39,6 +39,7 @@ fn every_contender_is_measured_and_nothing_is_left_behind() {
             "Turnpike, free route",
             "Turnpike, unpaid: 402",
             "Turnpike, paid, Ed25519",
+            "Turnpike, on a pass",
             "Turnpike, paid, Ed25519, ledger in memory",
             "Turnpike, paid, EVM",
             "Turnpike, few channels known: 1000",
@@ -51,7 +52,7 @@ fn every_contender_is_measured_and_nothing_is_left_behind() {
             assert!(sample[figure].as_f64().unwrap() > 0.0, "{figure} of {contender}");
         }
     }
-    assert_eq!(report["ratios"].as_array().unwrap().len(), 6);
+    assert_eq!(report["ratios"].as_array().unwrap().len(), 7);
     assert!(report["idle_channel_bytes"].is_number());
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "its directory goes with it");
 }

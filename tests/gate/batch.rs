@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::json;
 use turnpike::amount::Amount;
+use turnpike::gate::{AdmitRequest, Outcome, PaymentHeader};
 use turnpike::layer::Verdict;
 use turnpike::scheme::svm::program::ChannelStatus;
 use turnpike::x402::{Account, Reason};
 
-use crate::doubles::{Client, House, address, header, seller};
+use crate::doubles::{Client, House, PRICE, address, fixed, header, seller};
 use crate::upstream::{BODY, Behaviour, Site};
 
 async fn house_with(client: &Client, deposit: u64) -> (House, Site) {
@@ -274,4 +275,30 @@ async fn requests_in_flight_are_served_in_voucher_order() {
         assert_eq!(task.await.unwrap(), StatusCode::OK);
     }
     assert_eq!(house.ledger.channel(&client.terms.id).unwrap().charged, Amount::new(4000));
+}
+
+/// They are allocated, moved and cleared for each request: what is seldom waited for is to live apart.
+#[tokio::test]
+async fn what_waits_for_a_paid_request_is_small() {
+    let client = Client::new(7);
+    let (house, _) = house_with(&client, 5_000).await;
+    let (route, method, headers) = (fixed(), Method::GET, HeaderMap::new());
+    let request = |payment_header| AdmitRequest {
+        route: &route,
+        method: &method,
+        host: Some("api.example.com"),
+        target: "/quote",
+        headers: &headers,
+        url: "https://api.example.com/quote",
+        payment_header,
+    };
+    let Outcome::Challenge(challenge) = house.gate.admit(request(None)).await else { panic!("it is unpaid") };
+    let payment = header(&challenge.demand.v2.accepts[0], &client.pays(PRICE));
+    let admitting = house.gate.admit(request(Some(PaymentHeader::V2(&payment))));
+    let admitting_bytes = size_of_val(&admitting);
+    let Outcome::Admitted(admission) = admitting.await else { panic!("it is paid") };
+    let finishing = admission.finish(StatusCode::OK, &headers);
+    let bytes = (admitting_bytes, size_of_val(&finishing));
+    drop(finishing);
+    assert!(bytes.0 <= 3072 && bytes.1 <= 5120, "{bytes:?}");
 }

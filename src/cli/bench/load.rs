@@ -9,6 +9,12 @@ use tokio::net::TcpStream;
 
 use super::BenchError;
 
+/// The header field that pays with this value of `PAYMENT-SIGNATURE`.
+#[must_use]
+pub fn paying(value: &str) -> String {
+    format!("PAYMENT-SIGNATURE: {value}\r\n")
+}
+
 /// What one connection sends.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -19,12 +25,11 @@ pub struct Load {
 }
 
 impl Load {
-    /// `count` requests for `path`, with a payment each where there are payments.
+    /// `count` requests for `path`, each with the line of a header field that pays for it, where there are such.
     #[must_use]
     pub fn new(path: &str, count: usize, payments: &[String]) -> Self {
         let request = |number| {
-            let payment =
-                payments.get(number).map_or_else(String::new, |value| format!("PAYMENT-SIGNATURE: {value}\r\n"));
+            let payment = payments.get(number).map_or("", String::as_str);
             format!("GET {path} HTTP/1.1\r\nHost: bench\r\n{payment}\r\n")
         };
         Self { requests: (0..count).map(request).collect(), pace: None }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use http::Uri;
+use http::{HeaderValue, Uri};
 use secp256k1::ecdsa::RecoverableSignature;
 use secp256k1::{Message, PublicKey, SecretKey};
 use serde_json::{Value, json};
 
 use super::BenchError;
+use super::load::paying;
 use crate::amount::Amount;
 use crate::chain::svm::{SvmRpc, SvmRpcOptions};
 use crate::client::http::{Http, Request};
@@ -29,6 +30,8 @@ pub enum Purse {
     Svm(Box<(Client, Request)>),
     /// On an EVM network.
     Evm(Box<EvmPurse>),
+    /// A pass, for any number of calls.
+    Pass(HeaderValue),
 }
 
 impl Purse {
@@ -58,14 +61,29 @@ impl Purse {
         Ok(Self::Evm(Box::new(EvmPurse::open(number, &required, offer)?)))
     }
 
-    /// Signs the next payments: values of `PAYMENT-SIGNATURE`, to be sent in this order.
+    /// A payer with funds on a sandbox, which has bought a pack of calls at `uri`.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub async fn pass(number: u32, rpc_url: &str, uri: Uri) -> Result<Self, BenchError> {
+        let Self::Svm(payer) = Self::svm(number, rpc_url, uri).await? else { return Err("no payer on Solana".into()) };
+        let (client, request) = *payer;
+        client.call_on_pack(&request, Amount::from(FUNDS)).await?;
+        let pass = client.passes().await.pop().ok_or("a pack was bought and there is no pass")?;
+        Ok(Self::Pass(HeaderValue::from_str(&pass.pass)?))
+    }
+
+    /// Makes the header fields of the next calls, to be sent in this order.
     ///
     /// # Errors
     /// [`BenchError`].
     pub async fn sign(&mut self, calls: usize) -> Result<Vec<String>, BenchError> {
         match self {
-            Self::Svm(payer) => Ok(payer.0.sign_ahead(&payer.1, calls).await?),
-            Self::Evm(purse) => (0..calls).map(|_| purse.sign()).collect(),
+            Self::Svm(payer) => {
+                Ok(payer.0.sign_ahead(&payer.1, calls).await?.iter().map(|value| paying(value)).collect())
+            }
+            Self::Evm(purse) => (0..calls).map(|_| purse.sign().map(|value| paying(&value))).collect(),
+            Self::Pass(pass) => Ok(vec![format!("Payment-Pass: {}\r\n", pass.to_str()?); calls]),
         }
     }
 }
@@ -143,7 +161,7 @@ async fn fund(rpc_url: &str, owner: &Key) -> Result<(), BenchError> {
     let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "sandbox_mintTo", "params": [owner, FUNDS] });
     let mut request = Request::get(rpc_url.parse()?);
     request.method = http::Method::POST;
-    request.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    request.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     request.body = call.to_string().into();
     let answer = Http::new()?.send(&request, None).await?.bytes(64 << 10).await?;
     let answer: Value = serde_json::from_slice(&answer)?;

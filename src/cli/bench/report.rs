@@ -173,6 +173,7 @@ fn ratios(contenders: &[Measured], verified: &[Verified]) -> Vec<Ratio> {
     add("paid Ed25519, CPU / (bare proxy + a check)", value, 1.15, false);
     let value = evm.map(|ours| with_check(ours, |verified| verified.evm));
     add("paid EVM, CPU / (bare proxy + a check)", value, 1.15, false);
+    add("call on a pass, CPU / bare proxy", find("on a pass").map(|ours| paired(ours, bare, cpu)), 1.15, false);
     let value = ed25519.zip(find("in memory"));
     let value = value.map(|(disk, memory)| paired(disk, memory, |disk, memory| disk.per_second / memory.per_second));
     add("paid requests/s, ledger on disk / in memory", value, 0.85, true);

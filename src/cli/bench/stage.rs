@@ -19,6 +19,7 @@ use crate::x402::Network;
 const FREE: (&str, u16) = ("/free", 200);
 const UNPAID: (&str, u16) = ("/paid", 402);
 const PAID: (&str, u16) = ("/paid", 200);
+const PACKED: (&str, u16) = ("/packed", 200);
 
 /// Turnpike with few and with many channels beside those that pay, as the tables call it.
 pub(super) const CROWDS: [&str; 2] = ["Turnpike, few channels known", "Turnpike, many channels known"];
@@ -61,6 +62,7 @@ impl<'p> Stage<'p> {
     ) -> Result<(), BenchError> {
         let (free, unpaid, paid) = ("Turnpike, free route", "Turnpike, unpaid: 402", "Turnpike, paid, Ed25519");
         let in_memory = "Turnpike, paid, Ed25519, ledger in memory";
+        let on_pass = "Turnpike, on a pass";
         if [free, unpaid, paid].iter().any(|name| self.wants(name)) {
             progress("starting Turnpike on a sandbox, and opening channels");
             let ours = self.turnpike("sandbox", &self.plan.place.clone(), &sandbox_config(upstream))?;
@@ -74,6 +76,16 @@ impl<'p> Stage<'p> {
                 let purses = self.sandbox_purses(&ours).await?;
                 self.contenders.push(Contender::of(paid, ours.pid, ours.address, PAID).paying(purses));
             }
+        }
+        // Beside the others, whose payers have no pass.
+        if self.wants(on_pass) {
+            let ours = self.turnpike("passes", &self.plan.place.clone(), &sandbox_config(upstream))?;
+            let rpc_url = ours.rpc_url.as_deref().ok_or("the sandbox has no RPC")?;
+            let mut purses = Vec::new();
+            for number in 1..=self.plan.connections {
+                purses.push(Purse::pass(number, rpc_url, format!("http://{}/packed", ours.address).parse()?).await?);
+            }
+            self.contenders.push(Contender::of(on_pass, ours.pid, ours.address, PACKED).paying(purses));
         }
         if let Some(memory) = self.plan.memory.clone().filter(|_| self.wants(in_memory)) {
             let ours = self.turnpike("memory", &memory, &sandbox_config(upstream))?;
@@ -244,7 +256,8 @@ fn sandbox_config(upstream: SocketAddr) -> String {
     format!(
         "upstream: http://{upstream}\nnetwork: sandbox\nsandbox: {{ rpc_listen: '127.0.0.1:0' }}\n\
          store: {{ path: turnpike.db }}\nroutes:\n  - {{ path: /free, free: true }}\n  \
-         - {{ path: /paid, price: '$0.000001' }}"
+         - {{ path: /paid, price: '$0.000001' }}\n  \
+         - {{ path: /packed, price: '$0.000001', pack: {{ calls: 1000000, price: '$1' }} }}"
     )
 }
 

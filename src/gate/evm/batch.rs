@@ -356,7 +356,7 @@ impl Hold {
         context: &Context,
         paid: &Paid,
         charge: Amount,
-        keep: Option<(AnswerId, Draft)>,
+        keep: Option<Box<(AnswerId, Draft)>>,
     ) -> Result<Charged, Denial> {
         let Self { reservation, terms, cumulative, deposit } = self;
         let reservation = context.selling(reservation, paid);
@@ -366,7 +366,7 @@ impl Hold {
         let mut settled = None;
         let mut on_chain = None;
         if let Some(deposit) = &deposit {
-            let (transaction, after) = deposit.settle(gate, context, &terms, cumulative).await?;
+            let (transaction, after) = Box::pin(deposit.settle(gate, context, &terms, cumulative)).await?;
             settled = Some((transaction, deposit.amount));
             on_chain = Some(after);
         }
@@ -397,9 +397,10 @@ async fn commit(
     on_chain: Option<EvmOnChain>,
     paid: &Paid,
     settled: Option<(String, Amount)>,
-    keep: Option<((AnswerId, Draft), Option<PackSold>)>,
+    keep: Option<(Box<(AnswerId, Draft)>, Option<PackSold>)>,
 ) -> Result<Receipt<Evm>, crate::ledger::store::StoreError> {
-    let Some(((id, draft), sold)) = keep else { return reservation.commit(on_chain).await };
+    let Some((keep, sold)) = keep else { return reservation.commit(on_chain).await };
+    let (id, draft) = *keep;
     let (paid, charged) = (paid.clone(), reservation.charge());
     let make = move |channel: &RecordOf<Evm>| draft.answer(&response(&paid, settled, charged, channel, sold.as_ref()));
     reservation.commit_with_answer(on_chain, id, make).await
