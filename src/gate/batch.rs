@@ -14,12 +14,12 @@ use serde_json::Value;
 use super::pack::Sale;
 use super::recent::{Entered, Shut};
 use super::refusal::Denial;
-use super::replay::Draft;
+use super::replay::Keep;
 use super::{Charged, Context, Gate, Held, Paid, Passed};
 use crate::amount::Amount;
 use crate::facilitator::{AcceptedDeposit, DepositRequest, DepositScheme, Facilitator, FacilitatorError};
 use crate::ledger::channel::{OnChain, Seller, Terms};
-use crate::ledger::store::{AnswerId, ChannelRecord, StoreError};
+use crate::ledger::store::{ChannelRecord, StoreError};
 use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_svm::{self as scheme, VerifiedVoucher};
 use crate::scheme::svm::program::ChannelStatus;
@@ -323,7 +323,7 @@ impl Hold {
         gate: &Gate,
         context: &Context,
         paid: &Paid,
-        keep: Option<Box<(AnswerId, Draft)>>,
+        keep: Option<Keep>,
     ) -> Result<Charged, Denial> {
         let Self { reservation, cumulative, deposit } = self;
         let reservation = context.selling(reservation, paid);
@@ -405,7 +405,7 @@ impl Charge {
         reservation: Reservation,
         on_chain: Option<OnChain>,
         paid: &Paid,
-        keep: Option<(Box<(AnswerId, Draft)>, Option<PackSold>)>,
+        keep: Option<(Keep, Option<PackSold>)>,
     ) -> Result<Receipt, StoreError> {
         let Some((keep, sold)) = keep else { return reservation.commit(on_chain).await };
         let (id, draft) = *keep;

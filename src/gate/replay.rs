@@ -56,6 +56,9 @@ impl Default for Options {
     }
 }
 
+/// An answer that is to be kept, and what by. Boxed, for it is carried through much that most requests need not.
+pub(super) type Keep = Box<(AnswerId, Draft)>;
+
 /// An answer that is whole and about to be sent, but for what the payment adds.
 #[derive(Clone, Debug)]
 pub struct Draft {

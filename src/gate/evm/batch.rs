@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use super::super::pack::Sale;
 use super::super::recent::{Entered, Shut};
 use super::super::refusal::Denial;
-use super::super::replay::Draft;
+use super::super::replay::Keep;
 use super::super::{Charged, Context, Gate, Held, Paid, Passed};
 use super::{EvmGate, EvmNetwork, LOOKS, asked, state};
 use crate::amount::Amount;
 use crate::facilitator::interface::{InterfaceError, Payment, Settled};
 use crate::ledger::channel::{Evm, EvmOnChain};
-use crate::ledger::store::{AnswerId, RecordOf};
+use crate::ledger::store::RecordOf;
 use crate::ledger::{Entry, Receipt, Reservation};
 use crate::scheme::batch_settlement_evm::deposit::{self, CheckedDeposit};
 use crate::scheme::batch_settlement_evm::payload::{EvmBatchPayload, EvmDeposit, EvmVoucher};
@@ -356,7 +356,7 @@ impl Hold {
         context: &Context,
         paid: &Paid,
         charge: Amount,
-        keep: Option<Box<(AnswerId, Draft)>>,
+        keep: Option<Keep>,
     ) -> Result<Charged, Denial> {
         let Self { reservation, terms, cumulative, deposit } = self;
         let reservation = context.selling(reservation, paid);
@@ -397,7 +397,7 @@ async fn commit(
     on_chain: Option<EvmOnChain>,
     paid: &Paid,
     settled: Option<(String, Amount)>,
-    keep: Option<(Box<(AnswerId, Draft)>, Option<PackSold>)>,
+    keep: Option<(Keep, Option<PackSold>)>,
 ) -> Result<Receipt<Evm>, crate::ledger::store::StoreError> {
     let Some((keep, sold)) = keep else { return reservation.commit(on_chain).await };
     let (id, draft) = *keep;
