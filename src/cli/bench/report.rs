@@ -182,7 +182,7 @@ fn ratios(contenders: &[Measured], verified: &[Verified]) -> Vec<Ratio> {
     let value = many.zip(few).map(|(many, few)| paired(many, few, cpu));
     add("paid, CPU with many channels known / few", value, 1.2, false);
     let value = evm
-        .zip(find("reference"))
+        .zip(contenders.iter().find(|contender| contender.name.contains("reference")))
         .map(|(ours, theirs)| paired(ours, theirs, |ours, theirs| ours.per_second / theirs.per_second));
     add("paid requests/s / the reference middleware's", value, 50.0, true);
     ratios
