@@ -94,6 +94,11 @@ impl Activity {
         self.0.lock().requests == 0
     }
 
+    /// Whether a request is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.0.lock().active > 0
+    }
+
     /// When the connection will have waited long enough, for what; `None` while the service works and all is taken.
     pub(crate) fn deadline(&self) -> Option<(Instant, Expired)> {
         let state = self.0.lock();

@@ -117,11 +117,16 @@ impl<C: Connection, D: Future<Output = Instant>> Future for Supervisor<'_, C, D>
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
         loop {
-            // First the connection: a request that has arrived by now is served, drain or not.
+            // With a request under way first the drain: its answer says then that it is the connection's last.
+            let is_busy = this.activity.is_busy();
+            if is_busy {
+                this.follow_drain(cx);
+            }
+            // Else first the connection: a request that has arrived by now is served, drain or not.
             if let Poll::Ready(result) = this.connection.as_mut().poll(cx) {
                 return Poll::Ready(End::Closed(result));
             }
-            if this.follow_drain(cx) {
+            if !is_busy && this.follow_drain(cx) {
                 continue;
             }
             let Some((deadline, event)) = this.next_event() else { return Poll::Pending };
