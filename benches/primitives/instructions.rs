@@ -34,7 +34,9 @@ pub fn check<'n>(names: impl Iterator<Item = &'n str>) {
         grown |= is_grown;
         let change = i128::from(now) * 1000 / i128::from(before) - 1000;
         let mark = if is_grown { "  too much" } else { "" };
-        println!("{before:>12} {now:>12} {:>+7}.{}%  {name}{mark}", change / 10, change.abs() % 10);
+        let sign = if change < 0 { '-' } else { '+' };
+        let change = format!("{sign}{}.{}%", change.abs() / 10, change.abs() % 10);
+        println!("{before:>12} {now:>12} {change:>8}  {name}{mark}");
     }
     if grown {
         eprintln!(
