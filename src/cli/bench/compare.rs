@@ -43,7 +43,7 @@ pub struct Plan {
     pub rounds: usize,
     /// Only contenders whose name holds one of these; all where empty. The yardstick is always there.
     pub only: Vec<String>,
-    /// How many channels are many; above [`FEW`](super::stage::FEW).
+    /// How many channels are many; above 1000.
     pub channels: u64,
     /// Other paywalls to measure.
     pub peers: Vec<Peer>,
