@@ -5,6 +5,7 @@
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
+import { serve } from "../../tests/interop/reference_server.mjs";
 
 const packages = createRequire(new URL("../../tests/interop/package.json", import.meta.url));
 const load = (name) => import(pathToFileURL(packages.resolve(name)));
@@ -17,52 +18,21 @@ const { BENCH_FACILITATOR, BENCH_NETWORK, BENCH_PAY_TO, BENCH_ASSET } = process.
 const authorizer = privateKeyToAccount(`0x${"01".repeat(32)}`);
 const batch = new BatchSettlementEvmScheme(BENCH_PAY_TO, { receiverAuthorizerSigner: authorizer });
 const core = new x402ResourceServer(new HTTPFacilitatorClient({ url: BENCH_FACILITATOR })).register(BENCH_NETWORK, batch);
-const price = { amount: "1", asset: BENCH_ASSET, extra: { name: "USDC", version: "2" } };
 const accepts = {
   scheme: "batch-settlement",
   network: BENCH_NETWORK,
   payTo: BENCH_PAY_TO,
   maxTimeoutSeconds: 300,
-  price,
+  price: { amount: "1", asset: BENCH_ASSET, extra: { name: "USDC", version: "2" } },
 };
 const web = new x402HTTPResourceServer(core, { "/paid": { accepts } });
 await web.initialize();
 
-const ANSWER = "x".repeat(200);
-
-async function serve(request) {
-  const url = new URL(request.url, `http://${request.headers.host}`);
-  const adapter = {
-    getHeader: (name) => request.headers[name.toLowerCase()],
-    getMethod: () => request.method,
-    getPath: () => url.pathname,
-    getUrl: () => url.href,
-    getAcceptHeader: () => request.headers.accept ?? "",
-    getUserAgent: () => request.headers["user-agent"] ?? "",
-  };
-  const context = { adapter, path: url.pathname, method: request.method };
-  const result = await web.processHTTPRequest(context);
-  if (result.type === "payment-error") return result.response;
-  if (result.type !== "payment-verified") return { status: 404 };
-  const { paymentPayload, paymentRequirements, declaredExtensions } = result;
-  const settled = await web.processSettlement(paymentPayload, paymentRequirements, declaredExtensions, {
-    request: context,
-  });
-  return settled.success ? { status: 200, headers: settled.headers, body: ANSWER } : settled.response;
-}
-
 const server = createServer((request, response) => {
-  serve(request).then(
-    ({ status, headers, body }) => {
-      const text = typeof body === "string" ? body : JSON.stringify(body ?? {});
-      response.writeHead(status, { ...headers, "Content-Length": Buffer.byteLength(text) });
-      response.end(text);
-    },
-    (error) => {
-      console.error(error);
-      response.writeHead(500, { "Content-Length": 0 });
-      response.end();
-    },
-  );
+  serve(web, request).then(({ status, headers, body }) => {
+    const text = JSON.stringify(body ?? {});
+    response.writeHead(status, { ...headers, "Content-Length": Buffer.byteLength(text) });
+    response.end(text);
+  });
 });
 server.listen(0, "127.0.0.1", () => console.log(`listening on 127.0.0.1:${server.address().port}`));

@@ -87,9 +87,7 @@ impl Gate {
     ) -> Result<Passed, Denial> {
         let facilitator = self.facilitator(&context.offer)?;
         let verified = self.verify(seller, config, voucher)?;
-        if !self.is_fresh(verified.terms()) {
-            open_channel(Box::pin(self.look(&facilitator, verified.terms())).await?)?;
-        }
+        open_channel(self.look(&facilitator, verified.terms()).await?)?;
         let reserved = self.reserve(context, verified, None).await?;
         Ok(reserved.pass(None))
     }
@@ -200,15 +198,6 @@ impl Gate {
         }
     }
 
-    /// Whether a channel is open by what is known of it, and that is fresh enough to go by.
-    fn is_fresh(&self, terms: &Terms) -> bool {
-        self.ledger.channel(&terms.id).is_some_and(|record| {
-            let age = self.clock.now().since(record.on_chain.read_at);
-            record.on_chain.status == ChannelStatus::Open
-                && age <= self.options.freshness.min(self.staleness_max(terms))
-        })
-    }
-
     /// A channel's chain state, fresh enough to go by; `None` where the chain has no such channel. What is read is
     /// taken up by the ledger.
     pub(super) async fn look(
@@ -217,18 +206,27 @@ impl Gate {
         terms: &Terms,
     ) -> Result<Option<OnChain>, Denial> {
         let known = self.ledger.channel(&terms.id);
+        let freshness = self.options.freshness.min(self.staleness_max(terms));
+        match &known {
+            Some(record) if self.age(record) <= freshness => Ok(Some(record.on_chain)),
+            // What asks a chain is large, and lives apart so that the rest is small.
+            Some(_) | None => Box::pin(self.read_channel(facilitator, terms, known)).await,
+        }
+    }
+
+    fn age(&self, record: &ChannelRecord) -> Duration {
+        self.clock.now().since(record.on_chain.read_at)
+    }
+
+    async fn read_channel(
+        &self,
+        facilitator: &Arc<dyn Facilitator>,
+        terms: &Terms,
+        known: Option<ChannelRecord>,
+    ) -> Result<Option<OnChain>, Denial> {
         let now = self.clock.now();
-        let usable = match &known {
-            Some(record) => {
-                let age = now.since(record.on_chain.read_at);
-                let hard = self.staleness_max(terms);
-                if age <= self.options.freshness.min(hard) {
-                    return Ok(Some(record.on_chain));
-                }
-                (age <= hard).then_some(record.on_chain)
-            }
-            None => None,
-        };
+        let usable = known.as_ref().filter(|record| self.age(record) <= self.staleness_max(terms));
+        let usable = usable.map(|record| record.on_chain);
         // One read per channel, and a bound on all of them: who finds both taken goes by what is known, or comes again.
         let or_usable = |denial: Denial| usable.map(Some).ok_or(denial);
         let Ok(_reading) = self.reading.enter(terms.id, now) else {

@@ -71,7 +71,7 @@ function routes({ network, token, payTo }) {
 }
 
 /** The work of the reference's web framework adapters: verify, answer, settle. */
-async function serve(web, request) {
+export async function serve(web, request) {
   const url = new URL(request.url, `http://${request.headers.host}`);
   const adapter = {
     getHeader: (name) => request.headers[name.toLowerCase()],

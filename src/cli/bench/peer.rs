@@ -10,7 +10,7 @@
 //! | `BENCH_PAY_TO` | who is paid |
 //! | `BENCH_ASSET` | the token |
 //!
-//! It sells `/paid` for one atomic unit by `batch-settlement`, and prints `listening on ADDRESS` on a line of its own.
+//! It sells `/paid` by `batch-settlement`, and prints `listening on ADDRESS` on a line of its own.
 
 use std::net::SocketAddr;
 use std::process::Command;
