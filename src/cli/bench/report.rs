@@ -224,6 +224,20 @@ mod tests {
     }
 
     #[test]
+    fn what_others_name_is_found_by_its_beginning_or_its_part() {
+        let contenders = [
+            measured(BARE, [10.0; 3]),
+            measured("Turnpike, paid, EVM", [20.0; 3]),
+            measured("Turnpike, few channels known: 1000", [20.0; 3]),
+            measured("Turnpike, many channels known: 5000", [30.0; 3]),
+            measured("the reference, on Node", [2000.0; 3]),
+        ];
+        let ratios = ratios(&contenders, &[Verified { ed25519: 1.0, evm: 10.0 }; 3]);
+        let medians: Vec<_> = ratios.iter().map(|ratio| (ratio.value.median, ratio.holds())).collect();
+        assert_eq!(medians, [(1.0, true), (1.5, false), (100.0, true)]);
+    }
+
+    #[test]
     fn a_check_is_part_of_the_yardstick_where_one_is_made() {
         let contenders = [measured(BARE, [10.0; 3]), measured("Turnpike, paid, Ed25519", [33.0; 3])];
         let ratios = ratios(&contenders, &[Verified { ed25519: 20.0, evm: 1.0 }; 3]);
