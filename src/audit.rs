@@ -30,7 +30,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 pub use self::entry::{Entry, Kind};
 
@@ -130,35 +129,6 @@ pub enum AuditError {
     Unusable(String),
 }
 
-/// Entries on their way to the disk.
-#[derive(Debug)]
-#[must_use = "an entry is in the record when this has been waited for"]
-pub struct Pending(oneshot::Receiver<Result<Position, AuditError>>);
-
-impl Pending {
-    /// What an adapter answers through.
-    pub fn new() -> (oneshot::Sender<Result<Position, AuditError>>, Self) {
-        let (answer, receiver) = oneshot::channel();
-        (answer, Self(receiver))
-    }
-
-    /// Waits until the entries are on the disk; the position is that of the last of them.
-    ///
-    /// # Errors
-    /// [`AuditError`].
-    pub async fn durable(self) -> Result<Position, AuditError> {
-        self.0.await.unwrap_or_else(|_| Err(ended()))
-    }
-
-    /// The same on a thread that may block. Not to be called on a runtime's thread.
-    ///
-    /// # Errors
-    /// [`AuditError`].
-    pub fn durable_blocking(self) -> Result<Position, AuditError> {
-        self.0.blocking_recv().unwrap_or_else(|_| Err(ended()))
-    }
-}
-
 fn ended() -> AuditError {
     AuditError::Failed("its writer has ended; restart".to_owned())
 }
@@ -173,8 +143,12 @@ pub trait Recorder: fmt::Debug + Send + Sync {
     /// [`AuditError`]; what was to be recorded must not happen.
     async fn record(&self, entry: Entry) -> Result<Position, AuditError>;
 
-    /// Hands entries over, next to one another and in order, on a thread that may block.
-    fn submit(&self, entries: Vec<Entry>) -> Pending;
+    /// Adds entries, next to one another and in order, on this thread, which must be one that may block: no runtime's. The
+    /// position is that of the last of them.
+    ///
+    /// # Errors
+    /// [`AuditError`]; what was to be recorded must not happen.
+    fn record_blocking(&self, entries: &[Entry]) -> Result<Position, AuditError>;
 
     /// Clears up between the record and a store whose last transaction stands on `at`: what was recorded for it behind that
     /// place and never took effect is said to be void. Gives the place that the store stands on now; to be kept before

@@ -18,6 +18,7 @@
 
 mod activity;
 mod connection;
+mod direct;
 mod endpoint;
 mod front;
 mod lent;

@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::folder::{Directory, Folder};
 use self::writer::{Job, Writer};
 use super::checkpoint::RecordId;
-use super::{AuditError, Entry, Pending, Position, Recorder};
+use super::{AuditError, Entry, Position, Recorder};
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::telemetry::Telemetry;
 
@@ -58,6 +59,8 @@ pub struct State {
 
 /// A record that is open. Closed when dropped: what was handed over is written first.
 pub struct AuditLog {
+    /// Locked by whoever writes: the record's own thread, or one that may block and writes by itself.
+    writer: Arc<Mutex<Writer>>,
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     state: Arc<watch::Sender<State>>,
@@ -87,12 +90,14 @@ impl AuditLog {
         let (jobs, queue) = mpsc::channel(options.waiting_max.max(1));
         let state = Arc::new(watch::Sender::new(State::default()));
         let writer = Writer::open(Arc::clone(&folder), options, found, RecordId(fresh), Arc::clone(&state))?;
-        let (record, dropped) = (writer.record(), writer.dropped());
+        let (record, dropped) = (writer.record_id(), writer.dropped());
+        let writer = Arc::new(Mutex::new(writer));
+        let of_thread = Arc::clone(&writer);
         let thread = std::thread::Builder::new()
             .name("audit-writer".to_owned())
-            .spawn(move || writer.run(queue))
+            .spawn(move || writer::run(&of_thread, queue))
             .map_err(|why| AuditError::Unusable(format!("no thread for its writer: {why}")))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), state, dropped, record, folder })
+        Ok(Self { writer, jobs: Some(jobs), thread: Some(thread), state, dropped, record, folder })
     }
 
     /// The record's name.
@@ -107,7 +112,7 @@ impl AuditLog {
         self.state.borrow().clone()
     }
 
-    /// Follows how the record is.
+    /// Follows how the record is. Whoever waits is woken by a failure and by a checkpoint, and not by every entry.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<State> {
         self.state.subscribe()
@@ -124,17 +129,17 @@ impl AuditLog {
     /// # Errors
     /// [`AuditError`]; what was to be recorded must not happen.
     pub async fn append(&self, entry: Entry) -> Result<Position, AuditError> {
-        let (answer, pending) = Pending::new();
+        let (answer, durable) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or_else(super::ended)?;
-        jobs.send(Job::Append(vec![entry], answer)).await.map_err(|_| super::ended())?;
-        pending.durable().await
+        jobs.send(Job::Append(entry, answer)).await.map_err(|_| super::ended())?;
+        durable.await.unwrap_or_else(|_| Err(super::ended()))
     }
 
     /// Hands an entry over without waiting for it: for what may happen too often to be waited for, such as refusals. Where
     /// too much waits already the entry is dropped, and how many were is recorded in their place.
     pub fn note(&self, entry: Entry) {
-        let (answer, _pending) = Pending::new();
-        let taken = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(Job::Append(vec![entry], answer)).is_ok());
+        let (answer, _durable) = oneshot::channel();
+        let taken = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(Job::Append(entry, answer)).is_ok());
         if !taken {
             self.pass_over();
         }
@@ -150,7 +155,7 @@ impl AuditLog {
     /// # Errors
     /// As [`Self::append`].
     pub fn append_blocking(&self, entry: Entry) -> Result<Position, AuditError> {
-        self.submit(vec![entry]).durable_blocking()
+        self.record_blocking(&[entry])
     }
 
     /// Removes whole segments that ended before a time and that a checkpoint vouches for; how many they were.
@@ -171,13 +176,8 @@ impl Recorder for AuditLog {
         self.append(entry).await
     }
 
-    fn submit(&self, entries: Vec<Entry>) -> Pending {
-        let (answer, pending) = Pending::new();
-        if let Some(jobs) = &self.jobs {
-            // Where the writer has ended, whoever waits is told.
-            drop(jobs.blocking_send(Job::Append(entries, answer)));
-        }
-        pending
+    fn record_blocking(&self, entries: &[Entry]) -> Result<Position, AuditError> {
+        self.writer.lock().record(entries)
     }
 
     fn reconcile(&self, at: Position) -> Result<Position, AuditError> {

@@ -9,6 +9,7 @@
 //! Refuses: a file that another process has open, one that a newer Turnpike has written, one that is not a ledger, and,
 //! from the first failed write on, every other write: what is on the disk then is for a restart to find out.
 
+mod bell;
 mod reader;
 mod tables;
 
@@ -23,18 +24,25 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use self::bell::{Bell, Due};
 use self::reader::Reader;
 use self::tables::{Sellers, Tables};
 use super::channel::{Evm, Svm};
 use super::store::{Answer, RecordOf, Snapshot, Store, StoreError, TakeChannel, Write};
 use super::told::{self, Told};
-use crate::audit::{Entry, Pending, Position, Recorder};
+use crate::audit::{Entry, Position, Recorder};
 use crate::telemetry::Telemetry;
 
 /// Channels that a load hands over at a time.
 const LOAD_CHANNELS: usize = 1024;
 /// Such handfuls that wait to be taken.
 const LOAD_WAITING_MAX: usize = 4;
+
+/// Where a flush has served so many calls, the next one waits a little for those that are on their way: one flush more
+/// costs all of them more than the wait does. Where fewer come, nobody waits.
+const COMPANY: usize = 4;
+/// How long. A flush takes several times as long.
+const COMPANY_WAIT: Duration = Duration::from_micros(150);
 
 /// How the store works.
 #[derive(Clone, Debug)]
@@ -135,7 +143,12 @@ impl Writes {
 }
 
 /// One call's writes, and who waits for them.
-type Call = (Writes, oneshot::Sender<Result<(), StoreError>>);
+struct Call {
+    writes: Writes,
+    answer: oneshot::Sender<Result<(), StoreError>>,
+    /// Where the answer is left; `None` to wake whoever waits.
+    bell: Option<Arc<Bell>>,
+}
 
 /// A question to the file.
 type Read = Box<dyn FnOnce(&Connection, &mut Known, &Path) + Send>;
@@ -227,7 +240,8 @@ impl<F: Kept> Store<F> for SqliteStore {
 
     async fn write(&self, writes: Vec<Write<F>>) -> Result<(), StoreError> {
         let (answer, outcome) = oneshot::channel();
-        self.ask(Job::Write((F::writes(writes), answer)), outcome).await
+        let call = Call { writes: F::writes(writes), answer, bell: Bell::here() };
+        self.ask(Job::Write(call), outcome).await
     }
 
     async fn batches(&self, limit: usize) -> Result<Vec<F::Batch>, StoreError> {
@@ -265,7 +279,11 @@ impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut writes = Vec::new();
         let mut reads = Vec::new();
+        let mut company = 0;
         while let Some(first) = queue.blocking_recv() {
+            if company >= COMPANY {
+                std::thread::sleep(COMPANY_WAIT);
+            }
             let mut job = Some(first);
             while let Some(next) = job {
                 match next {
@@ -275,6 +293,7 @@ impl Writer {
                 let full = writes.len() >= self.settings.writes_per_flush_max || !reads.is_empty();
                 job = if full { None } else { queue.try_recv().ok() };
             }
+            company = writes.len();
             self.flush(&mut writes);
             reads.drain(..).for_each(|read| read(&self.connection, &mut self.known, &self.path));
         }
@@ -299,34 +318,41 @@ impl Writer {
             tracing::error!(error = %why, "the ledger's store failed");
             self.failed = Some(why);
         }
-        for (_, answer) in writes.drain(..) {
-            drop(answer.send(self.failed.clone().map_or(Ok(()), Err)));
+        // By bell: there are as many as serving threads.
+        let mut due: Vec<(Arc<Bell>, Vec<Due>)> = Vec::new();
+        for Call { answer, bell, .. } in writes.drain(..) {
+            let outcome = self.failed.clone().map_or(Ok(()), Err);
+            let Some(bell) = bell else {
+                // Whoever asked may be gone.
+                drop(answer.send(outcome));
+                continue;
+            };
+            match due.iter_mut().find(|(of, _)| Arc::ptr_eq(of, &bell)) {
+                Some((_, due)) => due.push((answer, outcome)),
+                None => due.push((bell, vec![(answer, outcome)])),
+            }
         }
+        due.into_iter().for_each(|(bell, due)| bell.ring(due));
     }
 
-    /// The entries are on their way to the disk while the statements run, and are there before the transaction is
-    /// committed. So no charge is without its entry; an entry without its charge is what
-    /// [`Recorder::reconcile`] finds.
-    fn transact(&mut self, writes: &[Call]) -> Result<(), String> {
-        let pending = self.record(writes);
+    /// The entries are on the disk before the transaction is committed. So no charge is without its entry; an entry without
+    /// its charge is what [`Recorder::reconcile`] finds.
+    fn transact(&mut self, calls: &[Call]) -> Result<(), String> {
         let text = |error: rusqlite::Error| error.to_string();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(text)?;
-        for (writes, _) in writes {
+        for Call { writes, .. } in calls {
             writes.carry_out(&transaction, &mut self.known).map_err(text)?;
         }
-        if let Some(pending) = pending {
-            let place = pending.durable_blocking().map_err(|error| error.to_string())?;
-            tables::stand_on(&transaction, &place).map_err(text)?;
-            self.stands_on = place;
+        if let Some(recorder) = &self.settings.recorder {
+            let mut entries = Vec::with_capacity(calls.len());
+            calls.iter().for_each(|call| call.writes.tell(self.stands_on.seq, &mut entries));
+            if !entries.is_empty() {
+                let place = recorder.record_blocking(&entries).map_err(|error| error.to_string())?;
+                tables::stand_on(&transaction, &place).map_err(text)?;
+                self.stands_on = place;
+            }
         }
         transaction.commit().map_err(text)
-    }
-
-    fn record(&self, writes: &[Call]) -> Option<Pending> {
-        let recorder = self.settings.recorder.as_ref()?;
-        let mut entries = Vec::with_capacity(writes.len());
-        writes.iter().for_each(|(writes, _)| writes.tell(self.stands_on.seq, &mut entries));
-        (!entries.is_empty()).then(|| recorder.submit(entries))
     }
 }
 

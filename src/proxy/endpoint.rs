@@ -1,6 +1,6 @@
 //! One address of an upstream: its connections, and whether it can be relied on.
 //!
-//! Owns the address syntax and the pool of connections to it. `http://` is HTTP/1.1 with keep-alive; `https://` is
+//! Owns the address syntax and what connects to it. `http://` is HTTP/1.1 with keep-alive (`direct.rs`); `https://` is
 //! HTTP/2 or HTTP/1.1 as ALPN decides; `h2c://` is HTTP/2 in the clear with prior knowledge. Promises that a failure
 //! to connect is told from a failure after something was sent, and that an endpoint which fails is left alone for a
 //! while.
@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
+use futures_util::future::Either;
 use http::header::{CONNECTION, HOST, TE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, Version};
@@ -24,6 +26,7 @@ use tokio::time::{Instant, Sleep};
 use tower::Service;
 
 use super::body::{Body, Bounded, BoxError, Sender};
+use super::direct::{Direct, DirectError, Keeping, Received};
 use super::failure::Failure;
 use super::lent::Loan;
 use super::reading_on::ReadingOn;
@@ -92,17 +95,30 @@ impl Endpoint {
     }
 
     /// The request target at this endpoint.
-    fn target(&self, uri: &Uri) -> Result<Uri, Failure> {
-        let refused = |_| Failure::BadRequest("the request target is malformed");
-        let target = match (&*self.prefix, uri.path_and_query()) {
-            ("", Some(target)) => target.clone(),
+    fn target(&self, uri: &Uri) -> Result<PathAndQuery, Failure> {
+        match (&*self.prefix, uri.path_and_query()) {
+            ("", Some(target)) => Ok(target.clone()),
             (prefix, target) => {
                 let target = target.map_or("/", PathAndQuery::as_str);
-                format!("{prefix}{target}").parse::<PathAndQuery>().map_err(refused)?
+                let target = format!("{prefix}{target}").parse::<PathAndQuery>();
+                target.map_err(|_| Failure::BadRequest("the request target is malformed"))
             }
-        };
+        }
+    }
+
+    /// The same with where the endpoint is.
+    fn absolute(&self, target: PathAndQuery) -> Result<Uri, Failure> {
         let uri = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(target);
         uri.build().map_err(|_| Failure::BadRequest("the request target is malformed"))
+    }
+
+    /// Its own name in `Host`; the port is said where it is not the usual one.
+    fn host(&self) -> Option<HeaderValue> {
+        let authority = match self.authority.port_u16() {
+            Some(80) => self.authority.host(),
+            _ => self.authority.as_str(),
+        };
+        HeaderValue::from_str(authority).ok()
     }
 }
 
@@ -119,7 +135,7 @@ pub(crate) struct Connections {
     pub(crate) tls: Arc<rustls::ClientConfig>,
 }
 
-type Connector = ConnectTimeout<HttpsConnector<HttpConnector>>;
+pub(crate) type Connector = ConnectTimeout<HttpsConnector<HttpConnector>>;
 
 /// An endpoint with its pool. Ready unless it is left alone; see [`Health`].
 pub(crate) struct Pool {
@@ -127,11 +143,21 @@ pub(crate) struct Pool {
     preserve_host: bool,
     response_idle: Duration,
     always_http1: bool,
-    client: Client<Connector, Body>,
-    /// For upgrades, which HTTP/2 does not have; the same one where HTTP/1.1 is all it speaks.
-    http1: Option<Client<Connector, Body>>,
+    way: Way,
     health: Arc<Health>,
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What connects to an endpoint.
+enum Way {
+    /// In the clear over HTTP/1.1.
+    Direct(Direct),
+    /// Over TLS or HTTP/2.
+    Client {
+        client: Client<Connector, Body>,
+        /// For upgrades, which HTTP/2 does not have; the same one where HTTP/1.1 is all it speaks.
+        http1: Option<Client<Connector, Body>>,
+    },
 }
 
 /// What a request brings along for the endpoint that it is tried on; a request extension.
@@ -150,17 +176,23 @@ impl Pool {
         // HTTP/2 says the host once, as `:authority`, by which connections are pooled too. So a foreign Host can be
         // kept over HTTP/1.1 only.
         let may_http2 = endpoint.scheme == Scheme::HTTPS && !connections.preserve_host;
-        let client = client(connections, may_http2, endpoint.prior_knowledge);
-        let http1 = match (may_http2, endpoint.prior_knowledge) {
-            (true, _) => Some(self::client(connections, false, false)),
-            (false, false) => Some(client.clone()),
-            (false, true) => None,
+        let way = match direct(&endpoint, connections) {
+            Some(direct) => Way::Direct(direct),
+            None => {
+                let client = client(connections, may_http2, endpoint.prior_knowledge);
+                let http1 = match (may_http2, endpoint.prior_knowledge) {
+                    (true, _) => Some(self::client(connections, false, false)),
+                    (false, false) => Some(client.clone()),
+                    (false, true) => None,
+                };
+                Way::Client { client, http1 }
+            }
         };
         let preserve_host = connections.preserve_host && !endpoint.prior_knowledge;
         let health = Arc::new(Health { eject_for: connections.eject_for, state: Mutex::default() });
         let always_http1 = !may_http2 && !endpoint.prior_knowledge;
         let response_idle = connections.response_idle;
-        Self { endpoint, preserve_host, response_idle, always_http1, client, http1, health, timer: None }
+        Self { endpoint, preserve_host, response_idle, always_http1, way, health, timer: None }
     }
 
     pub(crate) fn health(&self) -> Arc<Health> {
@@ -168,12 +200,14 @@ impl Pool {
     }
 
     pub(crate) fn can_upgrade(&self) -> bool {
-        self.http1.is_some()
+        match &self.way {
+            Way::Direct(_) => true,
+            Way::Client { http1, .. } => http1.is_some(),
+        }
     }
 
-    /// Makes the request one for this endpoint.
-    fn address(&self, mut request: Request<Body>) -> Result<Request<Body>, Failure> {
-        *request.uri_mut() = self.endpoint.target(request.uri())?;
+    /// Makes the request one for this endpoint, but for its target.
+    fn address(&self, mut request: Request<Body>) -> Request<Body> {
         if !self.preserve_host {
             request.headers_mut().remove(HOST);
         }
@@ -182,7 +216,7 @@ impl Pool {
         if self.always_http1 && request.headers().contains_key(TE) {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
         }
-        Ok(request)
+        request
     }
 }
 
@@ -205,6 +239,28 @@ impl Service<Request<Body>> for Pool {
 }
 
 impl Pool {
+    fn ask(
+        &self,
+        request: Request<Body>,
+    ) -> Result<impl Future<Output = Result<Response<Received>, Unanswered>> + Send + use<>, Failure> {
+        let target = self.endpoint.target(request.uri())?;
+        let mut request = self.address(request);
+        let (client, http1) = match &self.way {
+            Way::Direct(direct) => {
+                let answer = direct.clone().request(request, target);
+                return Ok(Either::Left(answer.map_err(Unanswered::Direct)));
+            }
+            Way::Client { client, http1 } => (client, http1),
+        };
+        *request.uri_mut() = self.endpoint.absolute(target)?;
+        let client = match (request.extensions().get::<NeedsHttp1>(), http1) {
+            (Some(_), Some(client)) => client,
+            _ => client,
+        };
+        let answer = client.request(request).map_ok(|response| response.map(Received::from));
+        Ok(Either::Right(answer.map_err(Unanswered::Client)))
+    }
+
     /// Sends a request, whether the endpoint is left alone or not.
     pub(crate) fn send(
         &self,
@@ -213,11 +269,7 @@ impl Pool {
     ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
         let health = self.health.clone();
         let upstream = self.endpoint.text.clone();
-        let client = match (request.extensions().get::<NeedsHttp1>(), &self.http1) {
-            (Some(_), Some(client)) => client,
-            _ => &self.client,
-        };
-        let answer = self.address(request).map(|request| client.request(request));
+        let answer = self.ask(request);
         let idle = self.response_idle;
         async move {
             let answer = answer?;
@@ -225,7 +277,7 @@ impl Pool {
                 biased;
                 answer = answer => answer.map_err(|error| {
                     let faulty = attempt.as_ref().and_then(|attempt| attempt.loan.fault());
-                    faulty.unwrap_or_else(|| classify(error, upstream))
+                    faulty.unwrap_or_else(|| error.at(upstream))
                 }),
                 after = exhausted(attempt.as_ref()) => Err(Failure::ResponseTimeout { upstream, after }),
             };
@@ -328,7 +380,7 @@ where
     }
 }
 
-fn client(connections: &Connections, may_http2: bool, prior_knowledge: bool) -> Client<Connector, Body> {
+fn connector(connections: &Connections, may_http2: bool) -> Connector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -339,28 +391,61 @@ fn client(connections: &Connections, may_http2: bool, prior_knowledge: bool) -> 
     } else {
         builder.enable_http1().wrap_connector(tcp)
     };
-    let connector = ConnectTimeout { inner, after: connections.connect_timeout };
+    ConnectTimeout { inner, after: connections.connect_timeout }
+}
+
+/// hyper reads no head with less than this.
+fn head_bytes_max(connections: &Connections) -> usize {
+    connections.headers_max_bytes.max(8 << 10)
+}
+
+fn client(connections: &Connections, may_http2: bool, prior_knowledge: bool) -> Client<Connector, Body> {
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(connections.idle)
         .pool_max_idle_per_host(connections.idle_max)
-        .http1_max_buf_size(connections.headers_max_bytes.max(8 << 10))
+        .http1_max_buf_size(head_bytes_max(connections))
         .http2_max_header_list_size(u32::try_from(connections.headers_max_bytes).unwrap_or(u32::MAX))
         .http2_only(prior_knowledge)
         .http2_keep_alive_interval(Duration::from_secs(30))
         .http2_keep_alive_timeout(Duration::from_secs(20))
-        .build(connector)
+        .build(connector(connections, may_http2))
 }
 
-fn classify(error: ClientError, upstream: Arc<str>) -> Failure {
-    if !error.is_connect() {
-        return Failure::Broke { upstream, source: error.into() };
+/// For an endpoint that is asked in the clear over HTTP/1.1.
+fn direct(endpoint: &Endpoint, connections: &Connections) -> Option<Direct> {
+    if !endpoint.is_plain_http1() {
+        return None;
     }
-    let causes = std::iter::successors(std::error::Error::source(&error), |error| error.source());
-    match causes.filter_map(|cause| cause.downcast_ref::<ConnectTimedOut>()).next() {
-        Some(ConnectTimedOut(after)) => Failure::ConnectTimeout { upstream, after: *after },
-        None => Failure::Connect { upstream, source: error.into() },
+    let address = endpoint.absolute(PathAndQuery::from_static("/")).ok()?;
+    let keeping = Keeping {
+        idle: connections.idle,
+        idle_max: connections.idle_max,
+        head_bytes_max: head_bytes_max(connections),
+    };
+    Some(Direct::new(connector(connections, false), address, endpoint.host()?, keeping))
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    Direct(DirectError),
+    Client(ClientError),
+}
+
+impl Unanswered {
+    fn at(self, upstream: Arc<str>) -> Failure {
+        let source: BoxError = match self {
+            Self::Direct(DirectError::Broke(error)) => return Failure::Broke { upstream, source: error.into() },
+            Self::Client(error) if !error.is_connect() => return Failure::Broke { upstream, source: error.into() },
+            Self::Direct(DirectError::Connect(error)) => error,
+            Self::Client(error) => error.into(),
+        };
+        let mut causes = std::iter::successors(Some(&*source as &(dyn std::error::Error + 'static)), |e| e.source());
+        match causes.find_map(|cause| cause.downcast_ref::<ConnectTimedOut>()) {
+            Some(ConnectTimedOut(after)) => Failure::ConnectTimeout { upstream, after: *after },
+            None => Failure::Connect { upstream, source },
+        }
     }
 }
 
@@ -371,7 +456,8 @@ mod tests {
     #[test]
     fn endpoints_as_written() {
         let target = |endpoint: &str, path: &str| {
-            endpoint.parse::<Endpoint>().unwrap().target(&path.parse().unwrap()).unwrap().to_string()
+            let endpoint = endpoint.parse::<Endpoint>().unwrap();
+            endpoint.absolute(endpoint.target(&path.parse().unwrap()).unwrap()).unwrap().to_string()
         };
         assert_eq!(target("http://127.0.0.1:3000", "/a?b=c"), "http://127.0.0.1:3000/a?b=c");
         assert_eq!(target("http://127.0.0.1:3000/", "/a"), "http://127.0.0.1:3000/a");

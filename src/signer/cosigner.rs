@@ -251,7 +251,7 @@ impl Record {
     /// Adds to the audit record; what is not there is not given out.
     fn audited(&self, answer: AuditEntry) -> Result<(), Trouble> {
         let Some(audit) = &self.audit else { return Ok(()) };
-        let durable = audit.submit(vec![answer]).durable_blocking();
+        let durable = audit.record_blocking(&[answer]);
         durable.map(|_| ()).map_err(|error| Trouble::Failed(Cause::Broken, error.to_string()))
     }
 

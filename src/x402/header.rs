@@ -47,7 +47,8 @@ pub fn decode_bytes(value: &[u8]) -> Result<Vec<u8>, HeaderError> {
     if value.len() > PAYMENT_HEADER_BYTES_MAX {
         return Err(HeaderError::TooLong(value.len()));
     }
-    Ok(STANDARD.decode(value)?)
+    // By vectors, in a tenth of the steps; what it does not take, the other says why of.
+    base64_simd::STANDARD.decode_to_vec(value).or_else(|_| Ok(STANDARD.decode(value)?))
 }
 
 /// Writes a header's value: base64 text, which is always a valid header value.
@@ -61,5 +62,30 @@ pub fn encode<T: Serialize>(value: &T) -> Result<String, HeaderError> {
 /// Writes a header's value whose JSON is written already.
 #[must_use]
 pub fn encode_bytes(json: &[u8]) -> String {
-    STANDARD.encode(json)
+    base64_simd::STANDARD.encode_to_string(json)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Two ways of reading, which are to take the same texts for the same bytes.
+        #[test]
+        fn the_quick_way_reads_what_the_other_reads(
+            text in prop_oneof!["[A-Za-z0-9+/]{0,80}={0,3}", "[A-Za-z0-9+/= _-]{0,40}"],
+        ) {
+            prop_assert_eq!(
+                base64_simd::STANDARD.decode_to_vec(&text).ok(),
+                STANDARD.decode(&text).ok()
+            );
+        }
+
+        #[test]
+        fn the_quick_way_writes_what_the_other_writes(json in any::<Vec<u8>>()) {
+            prop_assert_eq!(encode_bytes(&json), STANDARD.encode(&json));
+        }
+    }
 }

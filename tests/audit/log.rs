@@ -93,9 +93,8 @@ fn what_is_handed_over_together_stands_together_or_not_at_all() {
     let folder = MemoryFolder::default();
     let log = AuditLog::open_in(Arc::new(folder.clone()), Options::default()).unwrap();
     let long = Entry::new(Kind::Admin).text("what", "x".repeat(300_000));
-    let pending = log.submit(vec![entry(1), long, entry(2)]);
-    assert!(matches!(pending.durable_blocking(), Err(AuditError::TooLong(_))));
-    let place = log.submit(vec![entry(1), entry(2)]).durable_blocking().unwrap();
+    assert!(matches!(log.record_blocking(&[entry(1), long, entry(2)]), Err(AuditError::TooLong(_))));
+    let place = log.record_blocking(&[entry(1), entry(2)]).unwrap();
     assert_eq!(place.seq, 3);
     assert_eq!(log.health(), Ok(()));
     drop(log);

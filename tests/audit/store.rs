@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use turnpike::amount::{Amount, Asset};
 use turnpike::audit::entry::Line;
 use turnpike::audit::log::{AuditLog, Options};
-use turnpike::audit::{AuditError, Entry, Kind, Pending, Position, Recorder};
+use turnpike::audit::{AuditError, Entry, Kind, Position, Recorder};
 use turnpike::clock::{SystemClock, UnixMillis};
 use turnpike::ledger::channel::evm::{EvmBatch, EvmBatchKind};
 use turnpike::ledger::channel::{ChainState, Evm, EvmOnChain, Voucher};
@@ -191,6 +191,26 @@ async fn a_crash_between_record_and_store_leaves_nothing_unsaid() {
     assert!(voided > 0);
 }
 
+/// A statement fails before anything is told: nothing is void.
+#[tokio::test]
+async fn what_the_store_refuses_is_not_told() {
+    let (folder, place) = (MemoryFolder::default(), tempfile::tempdir().unwrap());
+    let path = place.path().join("ledger.db");
+    let first = ledger(open(&path, record(&folder).unwrap()).await.unwrap()).await;
+    first.adopt(terms(1), on_chain(1000, 0));
+    first.reserve(entry(1, 10, 10)).await.unwrap().commit(None).await.unwrap();
+    let breaker = rusqlite::Connection::open(&path).unwrap();
+    breaker.execute_batch("CREATE TRIGGER no BEFORE UPDATE ON channels BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
+    breaker.execute_batch("CREATE TRIGGER nor BEFORE INSERT ON channels BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
+    assert!(first.reserve(entry(1, 20, 10)).await.unwrap().commit(None).await.is_err());
+    drop(first);
+    breaker.execute_batch("DROP TRIGGER no; DROP TRIGGER nor").unwrap();
+    drop(breaker);
+    drop(open(&path, record(&folder).unwrap()).await.unwrap());
+    assert_eq!(entries(&folder, Kind::Charge).len(), 1);
+    assert_eq!(entries(&folder, Kind::Voided).len(), 0);
+}
+
 /// The transaction fails after its entries are durable: told, not charged, and void after the restart.
 #[tokio::test]
 async fn what_the_store_did_not_take_is_void() {
@@ -200,8 +220,9 @@ async fn what_the_store_did_not_take_is_void() {
     first.adopt(terms(1), on_chain(1000, 0));
     first.reserve(entry(1, 10, 10)).await.unwrap().commit(None).await.unwrap();
     let breaker = rusqlite::Connection::open(&path).unwrap();
-    breaker.execute_batch("CREATE TRIGGER no BEFORE UPDATE ON channels BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
-    breaker.execute_batch("CREATE TRIGGER nor BEFORE INSERT ON channels BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
+    // What says where the file stands comes last of all.
+    breaker.execute_batch("CREATE TRIGGER no BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
+    breaker.execute_batch("CREATE TRIGGER nor BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
     assert!(first.reserve(entry(1, 20, 10)).await.unwrap().commit(None).await.is_err());
     drop(first);
     breaker.execute_batch("DROP TRIGGER no; DROP TRIGGER nor").unwrap();
@@ -260,7 +281,7 @@ async fn a_lost_record_and_an_old_store_are_refused() {
 /// A record that answers when it is told to.
 #[derive(Debug, Default)]
 struct Slow {
-    waiting: Mutex<Vec<tokio::sync::oneshot::Sender<Result<Position, AuditError>>>>,
+    waiting: Mutex<Vec<std::sync::mpsc::Sender<Result<Position, AuditError>>>>,
 }
 
 #[async_trait::async_trait]
@@ -269,10 +290,10 @@ impl Recorder for Slow {
         unreachable!()
     }
 
-    fn submit(&self, _entries: Vec<Entry>) -> Pending {
-        let (answer, pending) = Pending::new();
+    fn record_blocking(&self, _entries: &[Entry]) -> Result<Position, AuditError> {
+        let (answer, told) = std::sync::mpsc::channel();
         self.waiting.lock().push(answer);
-        pending
+        told.recv().unwrap()
     }
 
     fn reconcile(&self, at: Position) -> Result<Position, AuditError> {

@@ -1,12 +1,14 @@
-//! The thread that has the record: group commit, rotation, retention.
+//! Who writes the record: group commit, rotation, retention.
 //!
-//! Everything that waits is written at once and made durable by one flush, then answered together. From the first failed
+//! A thread of the record's own writes for tasks: everything that waits is written at once and made durable by one flush,
+//! then answered together. A thread that may block writes by itself, which spares it two changes of threads for each flush. From the first failed
 //! write on nothing is taken: what is on the disk then is for a restart to find out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::folder::{Folder, Tail};
@@ -26,8 +28,8 @@ type Answer = oneshot::Sender<Result<Position, AuditError>>;
 /// What the writer is asked for.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Adds entries, next to one another.
-    Append(Vec<Entry>, Answer),
+    /// Adds an entry.
+    Append(Entry, Answer),
     /// Removes segments that ended before a time; answers how many.
     Retire(UnixMillis, oneshot::Sender<Result<u64, AuditError>>),
 }
@@ -52,6 +54,33 @@ pub(super) struct Writer {
     failed: Option<AuditError>,
     dropped: Arc<AtomicU64>,
     state: Arc<watch::Sender<State>>,
+}
+
+/// Works until nobody can ask any more.
+pub(super) fn run(writer: &Mutex<Writer>, mut queue: mpsc::Receiver<Job>) {
+    let mut answers: Vec<(Result<Position, AuditError>, Answer)> = Vec::new();
+    while let Some(first) = queue.blocking_recv() {
+        let started = Instant::now();
+        let mut writer = writer.lock();
+        let mut retire = None;
+        let mut job = Some(first);
+        while let Some(next) = job {
+            match next {
+                Job::Append(entry, answer) => answers.push((writer.take(std::slice::from_ref(&entry)), answer)),
+                Job::Retire(before, answer) => retire = Some((before, answer)),
+            }
+            let full = writer.buffer.len() >= FLUSH_BYTES_MAX || retire.is_some();
+            job = if full { None } else { queue.try_recv().ok() };
+        }
+        writer.settle(started);
+        for (position, answer) in answers.drain(..) {
+            // Whoever asked may be gone.
+            drop(answer.send(writer.failed.clone().map_or(position, Err)));
+        }
+        if let Some((before, answer)) = retire {
+            drop(answer.send(writer.retire(before)));
+        }
+    }
 }
 
 impl Writer {
@@ -95,7 +124,7 @@ impl Writer {
     }
 
     /// The record's name.
-    pub const fn record(&self) -> RecordId {
+    pub const fn record_id(&self) -> RecordId {
         self.record
     }
 
@@ -104,30 +133,16 @@ impl Writer {
         Arc::clone(&self.dropped)
     }
 
-    /// Works until nobody can ask any more.
-    pub fn run(mut self, mut queue: mpsc::Receiver<Job>) {
-        let mut answers: Vec<(Result<Position, AuditError>, Answer)> = Vec::new();
-        while let Some(first) = queue.blocking_recv() {
-            let started = Instant::now();
-            let mut retire = None;
-            let mut job = Some(first);
-            while let Some(next) = job {
-                match next {
-                    Job::Append(entries, answer) => answers.push((self.take(&entries), answer)),
-                    Job::Retire(before, answer) => retire = Some((before, answer)),
-                }
-                let full = self.buffer.len() >= FLUSH_BYTES_MAX || retire.is_some();
-                job = if full { None } else { queue.try_recv().ok() };
-            }
-            self.settle(&mut answers, started);
-            if let Some((before, answer)) = retire {
-                drop(answer.send(self.retire(before)));
-            }
-        }
+    /// Adds entries, all or none, and makes them durable.
+    pub fn record(&mut self, entries: &[Entry]) -> Result<Position, AuditError> {
+        let started = Instant::now();
+        let position = self.take(entries);
+        self.settle(started);
+        self.failed.clone().map_or(position, Err)
     }
 
-    /// Makes durable what was taken, and answers.
-    fn settle(&mut self, answers: &mut Vec<(Result<Position, AuditError>, Answer)>, started: Instant) {
+    /// Makes durable what was taken.
+    fn settle(&mut self, started: Instant) {
         if self.failed.is_none()
             && let Err(error) = self.flush()
         {
@@ -137,10 +152,6 @@ impl Writer {
             telemetry.audit_seconds.observe(started.elapsed().as_secs_f64());
         }
         self.show();
-        for (position, answer) in answers.drain(..) {
-            // Whoever asked may be gone.
-            drop(answer.send(self.failed.clone().map_or(position, Err)));
-        }
     }
 
     fn fail(&mut self, error: AuditError) {
@@ -156,7 +167,12 @@ impl Writer {
             telemetry.audit_signed.set(i64::try_from(checkpoint).unwrap_or(i64::MAX));
             telemetry.audit_entries.set(i64::try_from(self.durable.seq).unwrap_or(i64::MAX));
         }
-        self.state.send_replace(state);
+        self.state.send_if_modified(|shown| {
+            // Not for each flush: whoever follows waits for what is rare.
+            let tells = shown.failed != state.failed || shown.checkpoint != state.checkpoint;
+            *shown = state;
+            tells
+        });
     }
 
     /// Puts entries into the buffer, all or none.

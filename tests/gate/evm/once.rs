@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use turnpike::audit::{AuditError, Entry, Kind, Pending, Position, Recorder};
+use turnpike::audit::{AuditError, Entry, Kind, Position, Recorder};
 use turnpike::facilitator::interface::InterfaceError;
 use turnpike::gate::Options;
 use turnpike::gate::evm::Served;
@@ -128,7 +128,7 @@ impl Recorder for Told {
         Ok(Position { seq: u64::try_from(entries.len()).unwrap(), ..Position::default() })
     }
 
-    fn submit(&self, _entries: Vec<Entry>) -> Pending {
+    fn record_blocking(&self, _entries: &[Entry]) -> Result<Position, AuditError> {
         unreachable!("the ledger's store asks for it")
     }
 
