@@ -1,15 +1,16 @@
 //! The embedded store: one SQLite file, one writer thread, one disk flush for all who write at once.
 //!
-//! Owns the file, its lock and its thread; the tables are `sqlite/tables.rs`, and kept answers are read beside the
-//! writer by `sqlite/reader.rs`. The file is in write-ahead mode with `synchronous=FULL`, so a write that was answered
+//! Owns the file, its lock and its thread; the tables are `sqlite/tables.rs`. Beside the writer kept answers are
+//! read (`sqlite/reader.rs`) and the log is folded (`sqlite/folding.rs`); who waits is answered by `sqlite/bell.rs`. The file is in write-ahead mode with `synchronous=FULL`, so a write that was answered
 //! is on the disk. All writes that have come in while the disk was busy go into one transaction and are answered
-//! together, so writers do not pay for a flush each; nothing is delayed to wait for company (measured in
-//! `docs/decisions/0003`).
+//! together, so writers do not pay for a flush each; where many come, a flush waits a moment for company (measured in
+//! `docs/decisions/0016`).
 //!
 //! Refuses: a file that another process has open, one that a newer Turnpike has written, one that is not a ledger, and,
 //! from the first failed write on, every other write: what is on the disk then is for a restart to find out.
 
 mod bell;
+mod folding;
 mod reader;
 mod tables;
 
@@ -25,6 +26,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use self::bell::{Bell, Due};
+use self::folding::Folding;
 use self::reader::Reader;
 use self::tables::{Sellers, Tables};
 use super::channel::{Evm, Svm};
@@ -51,7 +53,8 @@ pub struct Settings {
     pub writes_waiting_max: usize,
     /// How many writes one transaction takes at most.
     pub writes_per_flush_max: usize,
-    /// Pages of the write-ahead log after which it is folded into the file.
+    /// Pages of the write-ahead log after which the writer folds it into the file by itself, which holds up a flush. Every
+    /// second it is folded beside the writer.
     pub checkpoint_pages: u32,
     /// Whether the whole file is checked when it is opened; takes seconds for each million of channels.
     pub check: bool,
@@ -67,7 +70,7 @@ impl Default for Settings {
         Self {
             writes_waiting_max: 4096,
             writes_per_flush_max: 1024,
-            checkpoint_pages: 4000,
+            checkpoint_pages: 16_000,
             check: false,
             telemetry: None,
             recorder: None,
@@ -79,6 +82,7 @@ impl Default for Settings {
 #[derive(Debug)]
 pub struct SqliteStore {
     reader: Option<Reader>,
+    folding: Option<Folding>,
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     path: PathBuf,
@@ -181,7 +185,8 @@ impl SqliteStore {
                 drop(lock);
             })
             .map_err(|error| StoreError(format!("no thread for the ledger's writer: {error}")))?;
-        Ok(Self { reader, jobs: Some(jobs), thread: Some(thread), path: path.to_owned(), tells })
+        let folding = Some(Folding::start(path, &jobs)?);
+        Ok(Self { reader, folding, jobs: Some(jobs), thread: Some(thread), path: path.to_owned(), tells })
     }
 
     async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
@@ -195,6 +200,7 @@ impl Drop for SqliteStore {
     fn drop(&mut self) {
         // First, so that nobody else has the file when its log is folded.
         drop(self.reader.take());
+        drop(self.folding.take());
         // Without a sender the writer finishes what waits, folds its log and ends.
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take()
