@@ -109,15 +109,24 @@ impl Direct {
 impl Shared {
     /// An idle connection that can take a request at once: the one that was used last.
     fn take(&self) -> Option<SendRequest<Body>> {
-        let idle = &mut *self.idle.lock();
+        let connections = &mut self.idle.lock().connections;
         let fresh = Instant::now().checked_sub(self.keeping.idle);
-        idle.connections.retain(|(connection, _)| !connection.is_closed());
-        // One that has answered before it had the whole request takes no other yet.
-        let is_ready = |(connection, since): &(SendRequest<Body>, Instant)| {
-            connection.is_ready() && fresh.is_none_or(|fresh| *since > fresh)
-        };
-        let place = idle.connections.iter().rposition(is_ready)?;
-        idle.connections.remove(place).map(|(connection, _)| connection)
+        for place in (0..connections.len()).rev() {
+            let (connection, since) = connections.get(place)?;
+            // Those in front were used earlier still.
+            if fresh.is_some_and(|fresh| *since <= fresh) {
+                return None;
+            }
+            // One that has answered before it had the whole request takes no other yet.
+            let (is_closed, is_ready) = (connection.is_closed(), connection.is_ready());
+            if is_closed || is_ready {
+                let taken = connections.remove(place);
+                if !is_closed {
+                    return taken.map(|(connection, _)| connection);
+                }
+            }
+        }
+        None
     }
 
     async fn connect(&self) -> Result<SendRequest<Body>, DirectError> {

@@ -419,11 +419,8 @@ fn direct(endpoint: &Endpoint, connections: &Connections) -> Option<Direct> {
         return None;
     }
     let address = endpoint.absolute(PathAndQuery::from_static("/")).ok()?;
-    let keeping = Keeping {
-        idle: connections.idle,
-        idle_max: connections.idle_max,
-        head_bytes_max: head_bytes_max(connections),
-    };
+    let keeping =
+        Keeping { idle: connections.idle, idle_max: connections.idle_max, head_bytes_max: head_bytes_max(connections) };
     Some(Direct::new(connector(connections, false), address, endpoint.host()?, keeping))
 }
 

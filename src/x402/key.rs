@@ -49,10 +49,7 @@ fn write<const LIMBS: usize, const GROUPS: usize>(f: &mut fmt::Formatter<'_>, by
 }
 
 /// All digits of a number, zeros in front included: it is divided, a group of digits at a time.
-fn encode<'t, const LIMBS: usize, const GROUPS: usize>(
-    bytes: &[u8],
-    text: &'t mut [[u8; GROUP]; GROUPS],
-) -> &'t [u8] {
+fn encode<'t, const LIMBS: usize, const GROUPS: usize>(bytes: &[u8], text: &'t mut [[u8; GROUP]; GROUPS]) -> &'t [u8] {
     let mut limbs = [0_u64; LIMBS];
     for (limb, bytes) in limbs.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *limb = u64::from(u32::from_be_bytes(*bytes));
