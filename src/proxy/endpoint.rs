@@ -153,11 +153,13 @@ enum Way {
     /// In the clear over HTTP/1.1.
     Direct(Direct),
     /// Over TLS or HTTP/2.
-    Client {
-        client: Client<Connector, Body>,
-        /// For upgrades, which HTTP/2 does not have; the same one where HTTP/1.1 is all it speaks.
-        http1: Option<Client<Connector, Body>>,
-    },
+    Client(Box<Clients>),
+}
+
+struct Clients {
+    client: Client<Connector, Body>,
+    /// For upgrades, which HTTP/2 does not have; the same one where HTTP/1.1 is all it speaks.
+    http1: Option<Client<Connector, Body>>,
 }
 
 /// What a request brings along for the endpoint that it is tried on; a request extension.
@@ -185,7 +187,7 @@ impl Pool {
                     (false, false) => Some(client.clone()),
                     (false, true) => None,
                 };
-                Way::Client { client, http1 }
+                Way::Client(Box::new(Clients { client, http1 }))
             }
         };
         let preserve_host = connections.preserve_host && !endpoint.prior_knowledge;
@@ -202,7 +204,7 @@ impl Pool {
     pub(crate) fn can_upgrade(&self) -> bool {
         match &self.way {
             Way::Direct(_) => true,
-            Way::Client { http1, .. } => http1.is_some(),
+            Way::Client(clients) => clients.http1.is_some(),
         }
     }
 
@@ -245,12 +247,12 @@ impl Pool {
     ) -> Result<impl Future<Output = Result<Response<Received>, Unanswered>> + Send + use<>, Failure> {
         let target = self.endpoint.target(request.uri())?;
         let mut request = self.address(request);
-        let (client, http1) = match &self.way {
+        let Clients { client, http1 } = match &self.way {
             Way::Direct(direct) => {
                 let answer = direct.clone().request(request, target);
                 return Ok(Either::Left(answer.map_err(Unanswered::Direct)));
             }
-            Way::Client { client, http1 } => (client, http1),
+            Way::Client(clients) => &**clients,
         };
         *request.uri_mut() = self.endpoint.absolute(target)?;
         let client = match (request.extensions().get::<NeedsHttp1>(), http1) {
@@ -438,7 +440,8 @@ impl Unanswered {
             Self::Direct(DirectError::Connect(error)) => error,
             Self::Client(error) => error.into(),
         };
-        let mut causes = std::iter::successors(Some(&*source as &(dyn std::error::Error + 'static)), |e| e.source());
+        let first: &(dyn std::error::Error + 'static) = &*source;
+        let mut causes = std::iter::successors(Some(first), |error| error.source());
         match causes.find_map(|cause| cause.downcast_ref::<ConnectTimedOut>()) {
             Some(ConnectTimedOut(after)) => Failure::ConnectTimeout { upstream, after: *after },
             None => Failure::Connect { upstream, source },
