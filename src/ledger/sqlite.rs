@@ -1,10 +1,10 @@
 //! The embedded store: one SQLite file, one writer thread, one disk flush for all who write at once.
 //!
-//! Owns the file, its lock and its thread; the tables are `sqlite/tables.rs`. Beside the writer kept answers are
-//! read (`sqlite/reader.rs`) and the log is folded (`sqlite/folding.rs`); who waits is answered by `sqlite/bell.rs`. The file is in write-ahead mode with `synchronous=FULL`, so a write that was answered
-//! is on the disk. All writes that have come in while the disk was busy go into one transaction and are answered
-//! together, so writers do not pay for a flush each; where many come, a flush waits a moment for company (measured in
-//! `docs/decisions/0016`).
+//! Owns the file, its lock and its thread; the tables are `sqlite/tables.rs`. Beside the writer kept answers are read
+//! (`sqlite/reader.rs`) and the log is folded (`sqlite/folding.rs`); who waits is answered through `sqlite/bell.rs`. The
+//! file is in write-ahead mode with `synchronous=FULL`, so a write that was answered is on the disk. All writes that have
+//! come in while the disk was busy go into one transaction and are answered together, so writers do not pay for a flush
+//! each; where many come, a flush waits a moment for company (measured in `docs/decisions/0016`).
 //!
 //! Refuses: a file that another process has open, one that a newer Turnpike has written, one that is not a ledger, and,
 //! from the first failed write on, every other write: what is on the disk then is for a restart to find out.

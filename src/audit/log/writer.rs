@@ -1,8 +1,8 @@
 //! Who writes the record: group commit, rotation, retention.
 //!
 //! A thread of the record's own writes for tasks: everything that waits is written at once and made durable by one flush,
-//! then answered together. A thread that may block writes by itself, which spares it two changes of threads for each flush. From the first failed
-//! write on nothing is taken: what is on the disk then is for a restart to find out.
+//! then answered together. A thread that may block writes by itself, which spares it two changes of threads for each
+//! flush. From the first failed write on nothing is taken: what is on the disk then is for a restart to find out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
