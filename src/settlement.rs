@@ -67,9 +67,6 @@ pub struct Options {
     pub batch_channels: usize,
     /// How many batches are under way at once.
     pub in_flight_max: usize,
-    /// How long after one batch the next is begun at the earliest: what a batch costs this machine is spread over time, however
-    /// quick the chain is.
-    pub pace: Duration,
     /// How many channels one round takes in each of its two phases.
     pub round_channels_max: usize,
     /// How many due channels of each phase one look through the ledger keeps for the rounds to come.
@@ -104,7 +101,6 @@ impl Options {
             },
             batch_channels: batch::BATCH_CHANNELS_MAX,
             in_flight_max: 4,
-            pace: Duration::from_millis(8),
             round_channels_max: 256,
             backlog_channels_max: BACKLOG_CHANNELS_MAX,
             confirm_wait: Duration::from_secs(30),

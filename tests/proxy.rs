@@ -15,6 +15,8 @@ mod forwarding;
 mod limits;
 #[path = "proxy/others.rs"]
 mod others;
+#[path = "proxy/reuse.rs"]
+mod reuse;
 #[path = "proxy/streaming.rs"]
 mod streaming;
 #[path = "proxy/support.rs"]

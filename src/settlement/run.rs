@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
 use super::batch::{Draft, Line, LineError, pack};
 use super::plan::{self, Action, Due, Phase};
@@ -207,17 +207,11 @@ impl Settlement {
         let mut unknown = open;
         let mut waiting = drafts.into_iter().peekable();
         let mut running = FuturesUnordered::new();
-        let mut next = Instant::now();
         loop {
             while running.len() < most && !self.stopping() {
                 let held = unknown >= most || self.is_held();
                 let Some(draft) = waiting.next_if(|draft| !held || draft.kind == BatchKind::Seal) else { break };
-                let begin = next.max(Instant::now());
-                next = begin + self.options.pace;
-                running.push(async move {
-                    sleep_until(begin).await;
-                    self.carry(draft).await
-                });
+                running.push(self.carry(draft));
             }
             let Some(done) = running.next().await else { break };
             if matches!(done.outcome, Outcome::Unknown { .. }) {
