@@ -1,9 +1,8 @@
 //! Connections in the clear to one HTTP/1.1 upstream, as a neighbour of the proxy usually is.
 //!
-//! Owns the connections of one serving thread, idle ones included. What a pool for every protocol does for each request
-//! (`hyper_util`'s: a key, a place in a queue, a task that watches for the end) costs as much as the rest of the way to an
-//! upstream. Here a connection goes along with its answer's body and is idle when that has ended. Promises that a
-//! connection carries one exchange at a time, that one whose exchange was broken off is not used again, that idle ones are
+//! Owns the connections of one serving thread, idle ones included. Spares what a pool for every protocol (`hyper_util`'s)
+//! does for each request: a key, a place in a queue, a task that watches for the end. Here a connection goes along with its
+//! answer's body and is idle when that has ended. Promises that a connection carries one exchange at a time, that one whose exchange was broken off is not used again, that idle ones are
 //! few and not kept for long, and that a request is sent again only where hyper gives it back whole: not begun, on a
 //! connection that had been idle.
 

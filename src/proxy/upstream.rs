@@ -7,7 +7,7 @@
 //! - A request is sent to a second endpoint only where the first could not be connected to, so that nothing of it was
 //!   sent, and nothing of its body was taken. A connection that breaks later may have delivered the request: that is
 //!   `Err(Failure::Broke)`, and repeating is the caller's decision. (A kept-alive connection that turns out to be closed
-//!   before the request was begun on it is replaced by hyper; that too sends nothing twice.)
+//!   before the request was begun on it is replaced; that too sends nothing twice.)
 //! - Of several endpoints the less loaded of two random ones is taken (`tower::balance::p2c` over requests under way,
 //!   response bodies included).
 //! - Bodies stream both ways at once; an answer may begin before the request has ended.
