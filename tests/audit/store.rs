@@ -191,21 +191,27 @@ async fn a_crash_between_record_and_store_leaves_nothing_unsaid() {
     assert!(voided > 0);
 }
 
+/// Charges once, and once more while nothing can be written to a table of the ledger's file, which fails.
+async fn charge_and_fail(path: &Path, folder: &MemoryFolder, table: &str) {
+    let first = ledger(open(path, record(folder).unwrap()).await.unwrap()).await;
+    first.adopt(terms(1), on_chain(1000, 0));
+    first.reserve(entry(1, 10, 10)).await.unwrap().commit(None).await.unwrap();
+    let breaker = rusqlite::Connection::open(path).unwrap();
+    for (name, what) in [("no", "UPDATE"), ("nor", "INSERT")] {
+        let trigger = format!("CREATE TRIGGER {name} BEFORE {what} ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END");
+        breaker.execute_batch(&trigger).unwrap();
+    }
+    assert!(first.reserve(entry(1, 20, 10)).await.unwrap().commit(None).await.is_err());
+    drop(first);
+    breaker.execute_batch("DROP TRIGGER no; DROP TRIGGER nor").unwrap();
+}
+
 /// A statement fails before anything is told: nothing is void.
 #[tokio::test]
 async fn what_the_store_refuses_is_not_told() {
     let (folder, place) = (MemoryFolder::default(), tempfile::tempdir().unwrap());
     let path = place.path().join("ledger.db");
-    let first = ledger(open(&path, record(&folder).unwrap()).await.unwrap()).await;
-    first.adopt(terms(1), on_chain(1000, 0));
-    first.reserve(entry(1, 10, 10)).await.unwrap().commit(None).await.unwrap();
-    let breaker = rusqlite::Connection::open(&path).unwrap();
-    breaker.execute_batch("CREATE TRIGGER no BEFORE UPDATE ON channels BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
-    breaker.execute_batch("CREATE TRIGGER nor BEFORE INSERT ON channels BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
-    assert!(first.reserve(entry(1, 20, 10)).await.unwrap().commit(None).await.is_err());
-    drop(first);
-    breaker.execute_batch("DROP TRIGGER no; DROP TRIGGER nor").unwrap();
-    drop(breaker);
+    charge_and_fail(&path, &folder, "channels").await;
     drop(open(&path, record(&folder).unwrap()).await.unwrap());
     assert_eq!(entries(&folder, Kind::Charge).len(), 1);
     assert_eq!(entries(&folder, Kind::Voided).len(), 0);
@@ -216,17 +222,8 @@ async fn what_the_store_refuses_is_not_told() {
 async fn what_the_store_did_not_take_is_void() {
     let (folder, place) = (MemoryFolder::default(), tempfile::tempdir().unwrap());
     let path = place.path().join("ledger.db");
-    let first = ledger(open(&path, record(&folder).unwrap()).await.unwrap()).await;
-    first.adopt(terms(1), on_chain(1000, 0));
-    first.reserve(entry(1, 10, 10)).await.unwrap().commit(None).await.unwrap();
-    let breaker = rusqlite::Connection::open(&path).unwrap();
     // What says where the file stands comes last of all.
-    breaker.execute_batch("CREATE TRIGGER no BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
-    breaker.execute_batch("CREATE TRIGGER nor BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
-    assert!(first.reserve(entry(1, 20, 10)).await.unwrap().commit(None).await.is_err());
-    drop(first);
-    breaker.execute_batch("DROP TRIGGER no; DROP TRIGGER nor").unwrap();
-    drop(breaker);
+    charge_and_fail(&path, &folder, "audit").await;
     for _ in 0..3 {
         // However often it is opened, it is said once.
         drop(open(&path, record(&folder).unwrap()).await.unwrap());
