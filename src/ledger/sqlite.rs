@@ -203,11 +203,7 @@ impl Drop for SqliteStore {
         drop(self.folding.take());
         // Without a sender the writer finishes what waits, folds its log and ends.
         drop(self.jobs.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(file = %self.path.display(), "the ledger's writer panicked");
-        }
+        join(self.thread.take(), &self.path);
     }
 }
 
@@ -388,6 +384,14 @@ pub fn stands_on(path: &Path) -> Result<Option<Position>, StoreError> {
     }
     let place = tables::stands_on(&connection).map_err(|why| at(path, &why))?;
     Ok(Some(place).filter(|place| place.seq > 0))
+}
+
+/// Waits for the end of a thread that has been told to end.
+fn join(thread: Option<JoinHandle<()>>, path: &Path) {
+    let name = thread.as_ref().and_then(|thread| thread.thread().name()).unwrap_or_default().to_owned();
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!(file = %path.display(), thread = name, "a thread of the ledger's store panicked");
+    }
 }
 
 fn at(path: &Path, why: &impl std::fmt::Display) -> StoreError {

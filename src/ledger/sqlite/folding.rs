@@ -13,7 +13,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tokio::sync::mpsc;
 
-use super::{Job, at};
+use super::{Job, at, join};
 use crate::ledger::store::StoreError;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -60,11 +60,7 @@ impl Folding {
 impl Drop for Folding {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(file = %self.path.display(), "what folds the ledger's log panicked");
-        }
+        join(self.thread.take(), &self.path);
     }
 }
 
@@ -78,4 +74,32 @@ fn fold(connection: &Connection) -> rusqlite::Result<Folded> {
 
 fn tell(path: &Path, error: &rusqlite::Error) {
     tracing::warn!(%error, file = %path.display(), "the ledger's log was not folded into its file; the writer does it later");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::sqlite::Known;
+
+    #[test]
+    fn the_log_is_folded_beside_the_writer_and_the_rest_by_it() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ledger.db");
+        let writer = Connection::open(&path).unwrap();
+        writer.execute_batch("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE a (b)").unwrap();
+        let (jobs, mut queue) = mpsc::channel(1);
+        let _folding = Folding::start(&path, &jobs).unwrap();
+        let Some(Job::Read(rest)) = queue.blocking_recv() else { panic!("the writer is asked for the rest") };
+        // Folded by now: who looks at the file alone finds the table.
+        let alone = place.path().join("alone.db");
+        std::fs::copy(&path, &alone).unwrap();
+        let tables = "SELECT count(*) FROM sqlite_schema";
+        let found: i64 = Connection::open(&alone).unwrap().query_row(tables, [], |row| row.get(0)).unwrap();
+        assert_eq!(found, 1);
+        writer.execute_batch("INSERT INTO a VALUES (1)").unwrap();
+        rest(&writer, &mut Known::default(), &path);
+        let (log, folded) = fold(&writer).unwrap();
+        assert!(log > 0);
+        assert_eq!(log, folded);
+    }
 }

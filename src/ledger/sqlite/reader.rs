@@ -11,7 +11,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{at, tables};
+use super::{at, join, tables};
 use crate::ledger::store::{Answer, StoreError};
 
 /// How many reads may wait.
@@ -59,10 +59,6 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         drop(self.reads.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(file = %self.path.display(), "the ledger's reader panicked");
-        }
+        join(self.thread.take(), &self.path);
     }
 }
