@@ -31,6 +31,9 @@ use crate::telemetry::Telemetry;
 pub struct Options {
     /// From this size on a segment is followed by another.
     pub segment_bytes_max: u64,
+    /// How much room the segment that is written has behind its last entry, at first; at most 16 MiB. It is given back
+    /// at the end of a segment, and of an orderly stop.
+    pub room_bytes: u64,
     /// How many calls may wait to be written; more wait to be let in.
     pub waiting_max: usize,
     /// Tells the entries' time.
@@ -40,9 +43,15 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Segments of 64 MiB, a hundred thousand charges or so; 4096 waiting calls; the machine's clock.
+    /// Segments of 64 MiB, a hundred thousand charges or so, made longer by 1 MiB; 4096 waiting calls; the machine's clock.
     fn default() -> Self {
-        Self { segment_bytes_max: 64 * 1024 * 1024, waiting_max: 4096, clock: Arc::new(SystemClock), telemetry: None }
+        Self {
+            segment_bytes_max: 64 * 1024 * 1024,
+            room_bytes: 1024 * 1024,
+            waiting_max: 4096,
+            clock: Arc::new(SystemClock),
+            telemetry: None,
+        }
     }
 }
 

@@ -2,12 +2,16 @@
 //!
 //! Pure but for the reader that it is given. A segment's first entry says which record it is of and, once there is one,
 //! repeats the newest checkpoint: what remains of a record when old segments are removed begins with what it stands on.
+//! Behind its last entry there may be room: line feeds, in whose place the next entries are written.
 
 use std::io::{self, BufRead, Read};
 
 use super::checkpoint::RecordId;
 use super::entry::{ENTRY_BYTES_MAX, Line};
 use super::{Entry, Kind};
+
+/// What stands where nothing is written yet.
+pub const ROOM: u8 = b'\n';
 
 /// A segment's file name.
 #[must_use]
@@ -69,6 +73,7 @@ pub struct Lines<R> {
     reader: R,
     offset: u64,
     line: Vec<u8>,
+    has_room: bool,
 }
 
 /// One line.
@@ -85,10 +90,11 @@ pub struct Raw<'a> {
 impl<R: BufRead> Lines<R> {
     /// Reads from the beginning of a segment.
     pub const fn new(reader: R) -> Self {
-        Self { reader, offset: 0, line: Vec::new() }
+        Self { reader, offset: 0, line: Vec::new(), has_room: false }
     }
 
-    /// The next line; `None` at the end.
+    /// The next line; `None` at the end, or where nothing follows but room. An empty line with something behind it is a
+    /// line.
     ///
     /// # Errors
     /// Where the file cannot be read.
@@ -105,12 +111,36 @@ impl<R: BufRead> Lines<R> {
         if whole {
             self.line.pop();
         }
+        if whole && self.line.is_empty() && self.ends_in_room()? {
+            return Ok(None);
+        }
         Ok(Some(Raw { offset, bytes: &self.line, whole }))
+    }
+
+    /// Reads on while there is room; whether there is nothing else.
+    fn ends_in_room(&mut self) -> io::Result<bool> {
+        self.has_room = true;
+        loop {
+            let bytes = self.reader.fill_buf()?;
+            let room = bytes.iter().take_while(|byte| **byte == ROOM).count();
+            let ends = bytes.is_empty();
+            let goes_on = room == bytes.len();
+            self.reader.consume(room);
+            self.offset = self.offset.saturating_add(u64::try_from(room).unwrap_or(u64::MAX));
+            if ends || !goes_on {
+                return Ok(ends);
+            }
+        }
     }
 
     /// Where the next line begins.
     pub const fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Whether an empty line was read: who reads may be overtaken by who writes there.
+    pub const fn has_room(&self) -> bool {
+        self.has_room
     }
 }
 
@@ -136,5 +166,19 @@ mod tests {
             seen.push((raw.offset, raw.bytes.to_vec(), raw.whole));
         }
         assert_eq!(seen, [(0, b"a".to_vec(), true), (2, vec![], true), (3, b"bc".to_vec(), false)]);
+    }
+
+    #[test]
+    fn room_is_no_line_and_ends_a_segment() {
+        for (text, count) in [("", 0), ("\n", 0), ("a\n", 1), ("a\n\n\n\n", 1), ("a\n\n\nb\n\n", 3)] {
+            let mut lines = Lines::new(io::BufReader::with_capacity(2, text.as_bytes()));
+            let mut seen = 0;
+            while lines.read().unwrap().is_some() {
+                seen += 1;
+            }
+            assert_eq!(seen, count, "{text:?}");
+            assert_eq!(lines.has_room(), text.contains("\n\n") || text == "\n", "{text:?}");
+            assert_eq!(lines.offset(), u64::try_from(text.len()).unwrap(), "{text:?}");
+        }
     }
 }

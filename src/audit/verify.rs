@@ -108,8 +108,8 @@ pub enum Problem {
     /// With an entry.
     #[error(transparent)]
     Entry(#[from] Fault),
-    /// The last line has no end.
-    #[error("the line does not end: it is being written, a crash cut it off, or its end was removed")]
+    /// The last line is not whole, or stands in the room behind the others.
+    #[error("the line is not whole: it is being written, a crash cut it off, or its end was removed")]
     Unfinished,
     /// A segment does not begin with its own first entry.
     #[error("the segment does not begin with the entry that says which one it is")]
@@ -215,13 +215,15 @@ impl<'a> Check<'a> {
                 Ok(None) => return Ok(()),
                 Err(why) => return Err(self.broken(Problem::Unread(why))),
             };
-            let line = Line::parse(raw.bytes).map_err(|fault| match raw.whole {
-                true => self.broken(fault),
-                false => self.broken(Problem::Unfinished),
-            })?;
-            if !raw.whole {
-                return Err(self.broken(Problem::Unfinished));
-            }
+            let is_whole = raw.whole;
+            let line = match Line::parse(raw.bytes) {
+                Ok(line) if is_whole => line,
+                Ok(_) => return Err(self.broken(Problem::Unfinished)),
+                Err(fault) => {
+                    let is_last = !is_whole || lines.has_room() || matches!(lines.read(), Ok(None)) && lines.has_room();
+                    return Err(if is_last { self.broken(Problem::Unfinished) } else { self.broken(fault) });
+                }
+            };
             self.entry(&line).map_err(|what| self.broken(what))?;
             if self.report.entries.is_multiple_of(PROGRESS_ENTRIES) {
                 progress(self.report.entries);

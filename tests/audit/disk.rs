@@ -23,13 +23,73 @@ pub enum Left {
     Half,
     AllButOneByte,
     All,
+    /// Every other sector of what was written, the first among them or not: a disk writes them in any order.
+    OddSectors,
+    EvenSectors,
 }
+
+const SECTOR: usize = 512;
 
 #[derive(Clone, Debug, Default)]
 struct File {
     durable: Vec<u8>,
-    waiting: Vec<u8>,
+    /// What was written since, each from where.
+    waiting: Vec<(usize, Vec<u8>)>,
     named: bool,
+}
+
+impl File {
+    /// As a process sees it.
+    fn seen(&self) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        self.waiting.iter().for_each(|(at, written)| lay(&mut bytes, *at, written));
+        bytes
+    }
+
+    /// As a crash leaves it.
+    fn left(&self, left: Left) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        let all: usize = self.waiting.iter().map(|(_, written)| written.len()).sum();
+        let mut kept = match left {
+            Left::Nothing => 0,
+            Left::OneByte => all.min(1),
+            Left::Half => all / 2,
+            Left::AllButOneByte => all.saturating_sub(1),
+            Left::All | Left::OddSectors | Left::EvenSectors => all,
+        };
+        for (at, written) in &self.waiting {
+            match left {
+                Left::OddSectors | Left::EvenSectors => {
+                    let parity = usize::from(left == Left::OddSectors);
+                    let mut at = *at;
+                    let mut rest = &written[..];
+                    while !rest.is_empty() {
+                        let (sector, others) = rest.split_at(rest.len().min(SECTOR - at % SECTOR));
+                        if at / SECTOR % 2 == parity {
+                            lay(&mut bytes, at, sector);
+                        }
+                        (at, rest) = (at + sector.len(), others);
+                    }
+                }
+                _ => {
+                    let part = kept.min(written.len());
+                    lay(&mut bytes, *at, &written[..part]);
+                    kept -= part;
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// Writes over bytes; what was never written on the way there is zeros.
+fn lay(bytes: &mut Vec<u8>, at: usize, written: &[u8]) {
+    if written.is_empty() {
+        return;
+    }
+    let end = at + written.len();
+    bytes.resize(bytes.len().max(end), 0);
+    bytes[at..end].copy_from_slice(written);
 }
 
 #[derive(Debug, Default)]
@@ -90,25 +150,27 @@ impl MemoryFolder {
         }
         files.retain(|_, file| file.named || left != Left::Nothing);
         for file in files.values_mut() {
-            let kept = match left {
-                Left::Nothing => 0,
-                Left::OneByte => file.waiting.len().min(1),
-                Left::Half => file.waiting.len() / 2,
-                Left::AllButOneByte => file.waiting.len().saturating_sub(1),
-                Left::All => file.waiting.len(),
-            };
-            file.durable.extend_from_slice(&file.waiting[..kept]);
-            file.waiting.clear();
-            file.named = true;
+            *file = File { durable: file.left(left), waiting: Vec::new(), named: true };
         }
         Self(Arc::new(Mutex::new(Disk { files, fault, ..Disk::default() })))
     }
 
-    /// Every segment's text as the process sees it, in order.
+    /// Every segment's text as the process sees it, in order, without the room behind it.
     pub fn segments(&self) -> Vec<(String, Vec<u8>)> {
+        let mut segments = self.whole_segments();
+        for (_, text) in &mut segments {
+            while text.ends_with(b"\n\n") || *text == b"\n" {
+                text.pop();
+            }
+        }
+        segments
+    }
+
+    /// The same with it.
+    pub fn whole_segments(&self) -> Vec<(String, Vec<u8>)> {
         let disk = self.0.lock().unwrap();
         let segments = disk.files.iter().filter(|(name, _)| name.ends_with(".jsonl"));
-        segments.map(|(name, file)| (name.clone(), [&*file.durable, &*file.waiting].concat())).collect()
+        segments.map(|(name, file)| (name.clone(), file.seen())).collect()
     }
 
     /// Puts a file there as it is.
@@ -130,10 +192,10 @@ impl Folder for MemoryFolder {
     fn read(&self, name: &str) -> io::Result<Box<dyn BufRead + Send>> {
         let disk = self.0.lock().unwrap();
         let file = disk.files.get(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Box::new(Cursor::new([&*file.durable, &*file.waiting].concat())))
+        Ok(Box::new(Cursor::new(file.seen())))
     }
 
-    fn append(&self, name: &str) -> io::Result<Box<dyn Tail>> {
+    fn open(&self, name: &str) -> io::Result<Box<dyn Tail>> {
         let mut disk = self.0.lock().unwrap();
         disk.whole()?;
         disk.files.entry(name.to_owned()).or_default();
@@ -144,7 +206,7 @@ impl Folder for MemoryFolder {
         let mut disk = self.0.lock().unwrap();
         disk.whole()?;
         let file = disk.files.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
-        file.durable.append(&mut file.waiting);
+        (file.durable, file.waiting) = (file.seen(), Vec::new());
         file.durable.truncate(bytes.try_into().unwrap());
         Ok(())
     }
@@ -186,12 +248,14 @@ struct MemoryTail {
 }
 
 impl Tail for MemoryTail {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.folder.0.lock().unwrap();
         let fault = disk.call()?;
         let file = disk.files.get_mut(&self.name).ok_or(io::ErrorKind::NotFound)?;
         let bytes = if fault == Some(Fault::Fail) { &bytes[..bytes.len() / 2] } else { bytes };
-        file.waiting.extend_from_slice(bytes);
+        let at = at.try_into().unwrap();
+        assert!(at <= file.seen().len(), "a write behind the end of {}", self.name);
+        file.waiting.push((at, bytes.to_vec()));
         fault.map_or(Ok(()), |_| Err(failed()))
     }
 
@@ -199,7 +263,7 @@ impl Tail for MemoryTail {
         let mut disk = self.folder.0.lock().unwrap();
         disk.whole()?;
         let file = disk.files.get_mut(&self.name).ok_or(io::ErrorKind::NotFound)?;
-        file.durable.append(&mut file.waiting);
+        (file.durable, file.waiting) = (file.seen(), Vec::new());
         Ok(())
     }
 }

@@ -26,7 +26,12 @@ pub fn chain(segments: &[(String, Vec<u8>)]) -> Vec<(Position, String)> {
 }
 
 fn small() -> Options {
-    Options { segment_bytes_max: 700, ..Options::default() }
+    Options { segment_bytes_max: 700, room_bytes: 300, ..Options::default() }
+}
+
+/// Segments and room that several groups fit into.
+fn roomy() -> Options {
+    Options { segment_bytes_max: 5000, room_bytes: 4000, ..Options::default() }
 }
 
 fn entry(number: u64) -> Entry {
@@ -107,7 +112,6 @@ fn from_the_first_failed_write_on_everything_is_refused_and_a_restart_heals() {
         let folder = MemoryFolder::default();
         let log = AuditLog::open_in(Arc::new(folder.clone()), small()).unwrap();
         add(&log, 8);
-        drop(log);
         folder.calls()
     };
     for at in 1..=calls {
@@ -127,15 +131,31 @@ fn from_the_first_failed_write_on_everything_is_refused_and_a_restart_heals() {
     }
 }
 
-/// At every call that changes something, with whatever the disk keeps; and again at every call of the repair.
+/// Adds entries in groups of three until one is refused; the last places of those that were answered.
+fn add_groups(log: &AuditLog, count: u64) -> Vec<Position> {
+    let group = |number| log.record_blocking(&[entry(number), entry(number), entry(number)]).ok();
+    (0..count).map_while(group).collect()
+}
+
 #[test]
 fn a_crash_at_any_write_keeps_what_was_answered() {
-    let lefts = [Left::Nothing, Left::OneByte, Left::Half, Left::AllButOneByte, Left::All];
+    crash_at_any_write(&small(), add);
+}
+
+#[test]
+fn a_crash_at_any_write_in_room_keeps_what_was_answered() {
+    crash_at_any_write(&roomy(), add_groups);
+}
+
+/// At every call that changes something, with whatever the disk keeps; and again at every call of the repair.
+fn crash_at_any_write(options: &Options, add: fn(&AuditLog, u64) -> Vec<Position>) {
+    let lefts =
+        [Left::Nothing, Left::OneByte, Left::Half, Left::AllButOneByte, Left::All, Left::OddSectors, Left::EvenSectors];
+    let open = |folder: &MemoryFolder| AuditLog::open_in(Arc::new(folder.clone()), options.clone());
     let mut repaired = 0;
     for at in 1.. {
         let folder = MemoryFolder::with_fault(at, Fault::Crash);
-        let log = AuditLog::open_in(Arc::new(folder.clone()), small());
-        let answered = log.map(|log| add(&log, 8)).unwrap_or_default();
+        let answered = open(&folder).map(|log| add(&log, 8)).unwrap_or_default();
         if answered.len() == 8 {
             assert!(at > 20, "{at}");
             break;
@@ -143,11 +163,10 @@ fn a_crash_at_any_write_keeps_what_was_answered() {
         for left in lefts {
             for again in 1.. {
                 let second = folder.crash(left, Some((again, Fault::Crash)));
-                let whole =
-                    AuditLog::open_in(Arc::new(second.clone()), small()).is_ok_and(|log| add(&log, 3).len() == 3);
+                let whole = open(&second).is_ok_and(|log| add(&log, 3).len() == 3);
                 for left in lefts {
                     let third = second.crash(left, None);
-                    let log = AuditLog::open_in(Arc::new(third.clone()), small()).unwrap();
+                    let log = open(&third).unwrap_or_else(|why| panic!("call {at}, {left:?}, {again}: {why}"));
                     assert_eq!(add(&log, 2).len(), 2);
                     drop(log);
                     let entries = chain(&third.segments());
@@ -185,10 +204,37 @@ fn what_no_crash_can_leave_is_not_opened() {
         let error = AuditLog::open_in(Arc::new(folder.clone()), Options::default()).err().unwrap();
         assert!(error.to_string().contains("audit verify"), "{what}: {error}");
     }
+    // An entry of room in the middle, as no crash leaves it where a disk writes sectors.
+    let hollow: Vec<_> = [lines[0], &b"\n".repeat(lines[1].len()), lines[2], lines[3]].concat();
+    folder.set(&name, &hollow);
+    assert!(lines[1].len() < 512 && lines[0].len() % 512 != 0);
+    assert!(AuditLog::open_in(Arc::new(folder.clone()), Options::default()).is_err());
     // A tail that holds no entry is cut off, and kept.
     folder.set(&name, &[&*text, &lines[1][..30]].concat());
     drop(AuditLog::open_in(Arc::new(folder.clone()), Options::default()).unwrap());
     let entries = chain(&folder.segments());
     assert_eq!(entries.last().unwrap().1, "repaired");
     assert!(folder.has("cut-000000000005-1.bin"));
+}
+
+#[test]
+fn room_is_kept_while_a_record_is_written_and_given_back_at_its_end() {
+    let folder = MemoryFolder::default();
+    let log = AuditLog::open_in(Arc::new(folder.clone()), roomy()).unwrap();
+    let made = folder.whole_segments().remove(0).1.len();
+    add(&log, 4);
+    let text = folder.whole_segments().remove(0).1;
+    assert_eq!(text.len(), made, "four entries have room");
+    assert!(text.ends_with(b"\n\n\n"));
+    // A crash here leaves nothing to repair, and the room is used.
+    let found = folder.crash(Left::Nothing, None);
+    let again = AuditLog::open_in(Arc::new(found.clone()), roomy()).unwrap();
+    add(&again, 1);
+    assert_eq!(found.whole_segments().remove(0).1.len(), made);
+    drop(again);
+    let entries = chain(&found.whole_segments());
+    assert_eq!(entries.len(), 6);
+    drop(log);
+    assert_eq!(chain(&folder.whole_segments()).len(), 5);
+    assert!(folder.whole_segments().remove(0).1.len() < made);
 }

@@ -150,8 +150,8 @@ impl Folder for Disk {
         self.directory.read(name)
     }
 
-    fn append(&self, name: &str) -> io::Result<Box<dyn Tail>> {
-        Ok(Box::new(End { tail: self.directory.append(name)?, full: Arc::clone(&self.full) }))
+    fn open(&self, name: &str) -> io::Result<Box<dyn Tail>> {
+        Ok(Box::new(End { tail: self.directory.open(name)?, full: Arc::clone(&self.full) }))
     }
 
     fn cut(&self, name: &str, bytes: u64) -> io::Result<()> {
@@ -176,8 +176,12 @@ impl Folder for Disk {
 }
 
 impl Tail for End {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { self.tail.write(bytes) }
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            self.tail.write(at, bytes)
+        }
     }
 
     fn sync(&mut self) -> io::Result<()> {

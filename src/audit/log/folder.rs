@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// A directory of plain files.
@@ -17,8 +17,8 @@ pub trait Folder: fmt::Debug + Send + Sync {
     fn names(&self) -> io::Result<Vec<String>>;
     /// Reads a file from its beginning.
     fn read(&self, name: &str) -> io::Result<Box<dyn BufRead + Send>>;
-    /// Opens a file to be written at its end; makes it where it is not there.
-    fn append(&self, name: &str) -> io::Result<Box<dyn Tail>>;
+    /// Opens a file to be written; makes it where it is not there.
+    fn open(&self, name: &str) -> io::Result<Box<dyn Tail>>;
     /// Shortens a file, durably.
     fn cut(&self, name: &str, bytes: u64) -> io::Result<()>;
     /// Writes a whole file, durably but for its name.
@@ -33,15 +33,15 @@ pub trait Folder: fmt::Debug + Send + Sync {
 
 /// A file's end.
 pub trait Tail: fmt::Debug + Send {
-    /// Adds bytes.
+    /// Writes bytes from a place on, which is not behind the file's end.
     ///
     /// # Errors
     /// As the file system says; some of the bytes may be there.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Makes durable what was added.
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes durable what was written.
     ///
     /// # Errors
-    /// As the file system says. What was added may or may not be durable then, and asking again proves nothing.
+    /// As the file system says. What was written may or may not be durable then, and asking again proves nothing.
     fn sync(&mut self) -> io::Result<()>;
 }
 
@@ -110,8 +110,9 @@ impl Folder for Directory {
         Ok(Box::new(BufReader::with_capacity(256 * 1024, File::open(self.path.join(name))?)))
     }
 
-    fn append(&self, name: &str) -> io::Result<Box<dyn Tail>> {
-        Ok(Box::new(private().append(true).create(true).open(self.path.join(name))?))
+    fn open(&self, name: &str) -> io::Result<Box<dyn Tail>> {
+        let file = private().write(true).create(true).truncate(false).open(self.path.join(name))?;
+        Ok(Box::new(End { file, at: 0 }))
     }
 
     fn cut(&self, name: &str, bytes: u64) -> io::Result<()> {
@@ -151,12 +152,25 @@ pub fn names(path: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-impl Tail for File {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_all(bytes)
+/// A file that is written.
+#[derive(Debug)]
+struct End {
+    file: File,
+    /// Where the next bytes go by themselves.
+    at: u64,
+}
+
+impl Tail for End {
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        if at != self.at {
+            self.file.seek(SeekFrom::Start(at))?;
+        }
+        self.file.write_all(bytes)?;
+        self.at = at.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.sync_data()
+        self.file.sync_data()
     }
 }

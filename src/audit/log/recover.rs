@@ -1,15 +1,16 @@
 //! What an existing record's end looks like when it is opened.
 //!
 //! Reads the last segment (and the one before, where a crash left the last without its first entry) and says where to go
-//! on. What a crash leaves is a tail: bytes after the last whole entry, with no entry among them. That is cut off, once a
-//! copy is put aside. Anything else that does not fit is damage, and the record is not opened for it: to go on would bury
-//! the place.
+//! on. What a crash leaves is a tail: bytes after the last whole entry, with no entry among them unless something before
+//! it was never written. That is cut off, once a copy is put aside. Anything else that does not fit is damage, and the
+//! record is not opened for it: to go on would bury the place.
 
 use std::io::Read;
 
 use sha2::{Digest, Sha256};
 
 use super::folder::Folder;
+use super::writer::ROOM_BYTES_MAX;
 use crate::audit::checkpoint::RecordId;
 use crate::audit::entry::{Fault, Line};
 use crate::audit::segment::{self, Header, Lines};
@@ -17,6 +18,8 @@ use crate::audit::{Entry, EntryHash, Kind, Position};
 
 /// The longest tail that a crash can leave: what is written at once, an entry more, and some.
 const TORN_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// What a disk writes whole or not at all, at least.
+const SECTOR_BYTES: u64 = 512;
 
 /// Where a record goes on.
 #[derive(Debug, Default)]
@@ -25,8 +28,10 @@ pub(super) struct Found {
     pub record: Option<RecordId>,
     /// The segment that is written next.
     pub segment: u64,
-    /// How long it is; 0 where it has not begun.
+    /// Where its entries end; 0 where it has not begun.
     pub bytes: u64,
+    /// Where the room behind them ends.
+    pub room: u64,
     /// The last entry.
     pub head: Position,
     /// The newest checkpoint: how far it reaches, and its members.
@@ -41,6 +46,7 @@ struct Scan {
     header: Option<Header>,
     head: Option<Position>,
     bytes: u64,
+    room: u64,
     checkpoint: Option<(u64, String)>,
     torn: Vec<u8>,
 }
@@ -50,7 +56,7 @@ pub(super) fn recover(folder: &dyn Folder) -> Result<Found, String> {
     let numbers = numbers(folder)?;
     let Some(&last) = numbers.last() else { return Ok(Found { segment: 1, ..Found::default() }) };
     let scanned = scan(folder, last)?;
-    let mut found = Found { segment: last, bytes: scanned.bytes, ..Found::default() };
+    let mut found = Found { segment: last, bytes: scanned.bytes, room: scanned.room, ..Found::default() };
     match (scanned.head, numbers.iter().rev().nth(1)) {
         (Some(head), _) => found.go_on(scanned.header, head, scanned.checkpoint),
         (None, Some(&before)) => {
@@ -120,7 +126,7 @@ fn scan(folder: &dyn Folder, number: u64) -> Result<Scan, String> {
         }
         scan.bytes = lines.offset();
     }
-    scan.torn = torn(folder, number, scan.bytes)?;
+    (scan.torn, scan.room) = torn(folder, number, scan.bytes)?;
     Ok(scan)
 }
 
@@ -152,23 +158,47 @@ fn members(object: &str) -> String {
     format!(",{}", object.trim_start_matches('{').trim_end_matches('}'))
 }
 
-/// What stands behind a segment's last whole entry. There must be no entry in it: one that lacks only its line feed is
-/// none, for it was never flushed whole.
-fn torn(folder: &dyn Folder, number: u64, from: u64) -> Result<Vec<u8>, String> {
+/// What stands behind a segment's last whole entry and is not room, and where the room ends that can be written into.
+///
+/// There must be no entry in it; one that lacks only its line feed is none, for it was never flushed whole. What was
+/// flushed when the power went may be there but for any of its sectors: behind such a gap there may be entries. Nobody was
+/// told of them, for a flush begins when the one before it has ended.
+fn torn(folder: &dyn Folder, number: u64, from: u64) -> Result<(Vec<u8>, u64), String> {
     let name = segment::name(number);
     let unread = |why: std::io::Error| format!("{}/{name}: {why}", folder.place());
     let mut reader = folder.read(&name).map_err(unread)?;
     std::io::copy(&mut (&mut reader).take(from), &mut std::io::sink()).map_err(unread)?;
     let mut torn = Vec::new();
-    reader.take(TORN_BYTES_MAX.saturating_add(1)).read_to_end(&mut torn).map_err(unread)?;
-    if u64::try_from(torn.len()).is_ok_and(|bytes| bytes > TORN_BYTES_MAX) {
+    let most = TORN_BYTES_MAX.saturating_add(ROOM_BYTES_MAX);
+    reader.take(most.saturating_add(1)).read_to_end(&mut torn).map_err(unread)?;
+    let length = |bytes: &[u8]| u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let room = from.saturating_add(length(&torn));
+    let Some(last) = torn.iter().rposition(|byte| *byte != segment::ROOM) else { return Ok((Vec::new(), room)) };
+    // With the line feed that ends it.
+    torn.truncate(last.saturating_add(2));
+    if length(&torn) > TORN_BYTES_MAX {
         return Err(damaged(folder, number, "behind its last whole entry stands more than a crash can leave"));
     }
-    let mut whole = torn.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
-    if whole.any(|line| Line::parse(line).is_ok()) {
-        return Err(damaged(folder, number, "an entry was changed or removed, and others follow it"));
+    let mut before = 0;
+    for line in torn.split_inclusive(|byte| *byte == b'\n') {
+        let is_entry = line.strip_suffix(b"\n").is_some_and(|line| Line::parse(line).is_ok());
+        if is_entry && !has_gap(torn.get(..before).unwrap_or_default(), from) {
+            return Err(damaged(folder, number, "an entry was changed or removed, and others follow it"));
+        }
+        before = before.saturating_add(line.len());
     }
-    Ok(torn)
+    Ok((torn, from))
+}
+
+/// Whether in what stands from a place on there is a sector that was never written: it shows room, or zeros where the file
+/// was made longer.
+fn has_gap(bytes: &[u8], from: u64) -> bool {
+    let unwritten = |sector: &[u8]| sector.iter().all(|byte| matches!(*byte, segment::ROOM | 0));
+    let first = SECTOR_BYTES.saturating_sub(from % SECTOR_BYTES);
+    let first = usize::try_from(first).unwrap_or(0).min(bytes.len());
+    let (first, rest) = bytes.split_at(first);
+    let sector = usize::try_from(SECTOR_BYTES).unwrap_or(1);
+    (!first.is_empty() && unwritten(first)) || rest.chunks_exact(sector).any(unwritten)
 }
 
 /// The name of a tail that was cut off behind an entry; there can be several.
