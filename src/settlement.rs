@@ -67,6 +67,10 @@ pub struct Options {
     pub batch_channels: usize,
     /// How many batches are under way at once.
     pub in_flight_max: usize,
+    /// The least time between the beginnings of two batches, so that very many leave the processors to requests in between.
+    /// Not kept by what closes a channel, where exposure presses, and once a sweep has taken longer than the interval. Zero
+    /// for none, and then no timer is needed.
+    pub pace: Duration,
     /// How many channels one round takes in each of its two phases.
     pub round_channels_max: usize,
     /// How many due channels of each phase one look through the ledger keeps for the rounds to come.
@@ -101,6 +105,7 @@ impl Options {
             },
             batch_channels: batch::BATCH_CHANNELS_MAX,
             in_flight_max: 4,
+            pace: Duration::ZERO,
             round_channels_max: 256,
             backlog_channels_max: BACKLOG_CHANNELS_MAX,
             confirm_wait: Duration::from_secs(30),
@@ -126,8 +131,20 @@ pub enum Trigger {
     Clock,
     /// Exposure presses: everything that can be claimed, the largest first.
     Pressed,
-    /// Somebody asked: everything that can be claimed, and channels in trouble are not waited for.
-    Demand,
+    /// Somebody asked, then: everything that was charged until then and can be claimed, and channels in trouble are not
+    /// waited for. What is charged meanwhile is for the next time, or it would never end where requests come in.
+    Demand(UnixMillis),
+}
+
+impl Trigger {
+    /// Charges up to which moment are due whatever the rules say; `None` where only the rules count.
+    pub(in crate::settlement) const fn until(self) -> Option<UnixMillis> {
+        match self {
+            Self::Clock => None,
+            Self::Pressed => Some(UnixMillis(i64::MAX)),
+            Self::Demand(asked) => Some(asked),
+        }
+    }
 }
 
 /// Which channels a round is about.
@@ -145,6 +162,8 @@ struct State {
     troubles: Troubles,
     last_sweep: UnixMillis,
     sweeping: bool,
+    /// Whether a sweep was not through when the next one came.
+    is_late: bool,
     slot: u64,
     found: Found,
     /// Channels that the chain no longer has and that still owe: kept by the ledger, passed over here.
@@ -193,6 +212,7 @@ impl Settlement {
             troubles: Troubles::new(options.backoff.clone()),
             last_sweep: clock.now(),
             sweeping: false,
+            is_late: false,
             slot: 0,
             found: Found::new(options.backlog_channels_max),
             gone: HashSet::new(),
@@ -240,7 +260,8 @@ impl Settlement {
         self.round(trigger, &Filter::All).await
     }
 
-    /// Makes rounds until nothing is due that does not wait for something, and reports them together.
+    /// Makes rounds until nothing of what was charged before is due that does not wait for something, and reports them
+    /// together.
     pub async fn settle_now(&self, filter: &Filter) -> Report {
         let _turn = self.turn.lock().await;
         {
@@ -249,8 +270,9 @@ impl Settlement {
             state.found.forget();
         }
         let mut report = Report::default();
+        let trigger = Trigger::Demand(self.clock.now());
         loop {
-            let round = self.round(Trigger::Demand, filter).await;
+            let round = self.round(trigger, filter).await;
             let progressed = round.progressed();
             report.append(round);
             if !progressed || self.stopping() {

@@ -480,7 +480,7 @@ async fn many_channels_are_taken_in_bounded_rounds() {
     let mut options = world.options();
     options.round_channels_max = 64;
     let settlement = world.settlement_with(options);
-    let first = settlement.step(Trigger::Demand).await;
+    let first = settlement.step(Trigger::Demand(world.clock.now())).await;
     assert!(first.more);
     assert_eq!(first.batches.len(), 32, "64 channels are claimed and paid, four at a time");
     settle(&settlement).await;

@@ -14,12 +14,12 @@ use turnpike::amount::{Amount, Asset};
 use turnpike::chain::Chain;
 use turnpike::chain::sandbox::{Options as SandboxOptions, SandboxChain};
 use turnpike::clock::{Clock, ManualClock, UnixMillis};
-use turnpike::ledger::channel::{OnChain, Seller, Terms};
+use turnpike::ledger::channel::{OnChain, Seller, Terms, Voucher};
 use turnpike::ledger::memory::MemoryStore;
 use turnpike::ledger::store::{BatchKind, BatchRecord, Store, Write};
-use turnpike::ledger::{Ledger, Limits};
+use turnpike::ledger::{Entry, Ledger, Limits};
 use turnpike::policy::Policy;
-use turnpike::scheme::svm::program::{ChannelAccount, ChannelStatus};
+use turnpike::scheme::svm::program::{ChannelAccount, ChannelStatus, voucher_message};
 use turnpike::scheme::svm::{TOKEN_PROGRAM, treasury_owner};
 use turnpike::settlement::batches::BATCHES_LISTED_MAX;
 use turnpike::settlement::reconcile::tie_out;
@@ -170,6 +170,16 @@ impl World {
         id
     }
 
+    /// Somebody pays for a request on a channel.
+    async fn charge(&self, number: u64) {
+        let terms = terms(&self.seller, number);
+        let cumulative = self.ledger.channel(&terms.id).unwrap().charged.to_u64().unwrap() + 1;
+        let signature = Signature(key(PAYER).sign(&voucher_message(&terms.id, cumulative, 0)).to_bytes());
+        let voucher = Voucher { cumulative: cumulative.into(), signature };
+        let entry = Entry { terms, voucher, amount: Amount::new(1), deposit_after: None };
+        self.ledger.reserve(entry).await.unwrap().commit(None).await.unwrap();
+    }
+
     async fn on_chain(&self, id: &Key) -> OnChain {
         let account = self.chain.account(id).await.unwrap().unwrap();
         OnChain::of(&ChannelAccount::decode(&account.data).unwrap(), self.clock.now())
@@ -233,6 +243,72 @@ async fn many_channels_due_at_once_are_settled_in_bounded_work() {
     assert_eq!(world.under_way.most.load(Ordering::SeqCst), IN_FLIGHT);
     assert_eq!((report.batches.len(), report.batches.left_off()), (BATCHES_LISTED_MAX, batches - BATCHES_LISTED_MAX));
     world.assert_tied(CHANNELS).await;
+}
+
+#[tokio::test]
+async fn what_is_charged_meanwhile_is_for_the_next_time() {
+    let world = World::with_channels(200).await;
+    let settlement = world.settlement(|options| options.round_channels_max = 20);
+    let mut charges = 0;
+    let requests = async {
+        loop {
+            world.clock.advance(Duration::from_millis(1));
+            world.charge(charges % 3).await;
+            charges += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    let report = tokio::select! {
+        report = settlement.settle_now(&Filter::All) => report,
+        () = requests => unreachable!(),
+    };
+    assert!(charges > 30, "requests came in all the time: {charges}");
+    let claims = report.batches.iter().filter(|batch| batch.kind == BatchKind::Claim);
+    let mut claimed: Vec<Key> = claims.flat_map(|batch| batch.lines.iter().map(|(id, _)| *id)).collect();
+    assert_eq!(claimed.len(), 200);
+    claimed.sort_unstable();
+    claimed.dedup();
+    assert_eq!(claimed.len(), 200, "each once");
+    world.clock.advance(Duration::from_millis(1));
+    settlement.settle_now(&Filter::All).await;
+    assert_eq!(world.paid(), sum(200) + charges);
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_keep_their_pace_and_a_deadline_does_not_wait_for_it() {
+    let world = World::with_channels(40).await;
+    let closing = world.request_close(0);
+    world.ledger.observe(&closing, world.on_chain(&closing).await).await.unwrap();
+    let pace = Duration::from_secs(60);
+    let settlement = world.settlement(|options| options.pace = pace);
+    let started = tokio::time::Instant::now();
+    let report = settlement.settle_now(&Filter::All).await;
+    let ends = report.batches.ends();
+    // Ten claims of up to four, and ten payouts; the seal comes first, and waits for nothing.
+    assert_eq!((ends.confirmed, ends.unsettled()), (21, 0));
+    assert_eq!(report.batches.first().unwrap().kind, BatchKind::Seal);
+    assert!(started.elapsed() >= pace * 18, "{:?}", started.elapsed());
+    assert!(started.elapsed() <= pace * 20, "{:?}", started.elapsed());
+    assert_eq!(world.paid(), sum(40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_takes_longer_than_the_interval_keeps_no_pace() {
+    let world = World::with_channels(40).await;
+    let settlement = world.settlement(|options| {
+        options.pace = Duration::from_secs(60);
+        options.round_channels_max = 20;
+    });
+    let mut took = Vec::new();
+    for _ in 0..2 {
+        world.clock.advance(Duration::from_secs(600));
+        let started = tokio::time::Instant::now();
+        let report = settlement.step(Trigger::Clock).await;
+        assert_eq!(report.batches.ends().confirmed, 10);
+        took.push(started.elapsed());
+    }
+    assert!(took[0] >= Duration::from_secs(8 * 60), "{took:?}");
+    assert_eq!(took[1], Duration::ZERO);
 }
 
 #[tokio::test]

@@ -76,8 +76,8 @@ impl<D: Ord> Backlog<D> {
 pub struct Look {
     /// When.
     pub at: UnixMillis,
-    /// Whether for everything that can be claimed.
-    pub all: bool,
+    /// Whether for everything that was charged until then.
+    pub until: Option<UnixMillis>,
     /// Whether for what is worth claiming at the interval.
     pub sweep: bool,
 }
@@ -87,7 +87,7 @@ impl Look {
     /// have come up unseen.
     #[must_use]
     pub fn serves(&self, now: Self, age_max: Duration) -> bool {
-        (self.all, self.sweep) == (now.all, now.sweep) && now.at.since(self.at) < age_max && now.at >= self.at
+        (self.until, self.sweep) == (now.until, now.sweep) && now.at.since(self.at) < age_max && now.at >= self.at
     }
 }
 
@@ -116,16 +116,20 @@ mod tests {
 
     #[test]
     fn a_look_serves_the_same_question_for_a_while() {
-        let look = |seconds: i64, all, sweep| Look { at: UnixMillis(seconds * 1000), all, sweep };
-        let first = look(100, false, true);
+        let look = |seconds: i64, until: Option<i64>, sweep| Look {
+            at: UnixMillis(seconds * 1000),
+            until: until.map(UnixMillis),
+            sweep,
+        };
+        let first = look(100, None, true);
         let age_max = Duration::from_secs(5);
         for (now, serves) in [
-            (look(100, false, true), true),
-            (look(104, false, true), true),
-            (look(105, false, true), false),
-            (look(99, false, true), false),
-            (look(100, true, true), false),
-            (look(100, false, false), false),
+            (look(100, None, true), true),
+            (look(104, None, true), true),
+            (look(105, None, true), false),
+            (look(99, None, true), false),
+            (look(100, Some(i64::MAX), true), false),
+            (look(100, None, false), false),
         ] {
             assert_eq!(first.serves(now, age_max), serves, "{now:?}");
         }

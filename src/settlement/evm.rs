@@ -226,7 +226,8 @@ impl EvmSettlement {
         self.round(trigger, &EvmFilter::default()).await
     }
 
-    /// Makes rounds until nothing is due that does not wait for something, and reports them together.
+    /// Makes rounds until nothing of what was charged before is due that does not wait for something, and reports them
+    /// together.
     pub async fn settle_now(&self, filter: &EvmFilter) -> EvmReport {
         let _turn = self.turn.lock().await;
         {
@@ -237,8 +238,9 @@ impl EvmSettlement {
             state.payouts.values_mut().for_each(|payout| payout.until = UnixMillis(0));
         }
         let mut report = EvmReport::default();
+        let trigger = Trigger::Demand(self.parts.clock.now());
         loop {
-            let round = self.round(Trigger::Demand, filter).await;
+            let round = self.round(trigger, filter).await;
             let again = round.progressed() && round.more && !self.stopping();
             report.append(round);
             if !again {

@@ -85,13 +85,13 @@ impl Settlement {
     pub(super) fn moment(&self, trigger: Trigger) -> Moment {
         let now = self.clock.now();
         let state = self.state.lock();
-        Moment { now, slot: state.slot, sweep: state.sweeping, all: trigger != Trigger::Clock }
+        Moment { now, slot: state.slot, sweep: state.sweeping, until: trigger.until() }
     }
 
     /// Looks through the ledger for what is due, where what is known of that does not serve; says whether it has.
     fn look(&self, trigger: Trigger, anew: bool, report: &mut Report) -> bool {
         let moment = self.moment(trigger);
-        let look = Look { at: moment.now, all: moment.all, sweep: moment.sweep };
+        let look = Look { at: moment.now, until: moment.until, sweep: moment.sweep };
         {
             let found = &mut self.state.lock().found;
             let serves = found.look.is_some_and(|last| last.serves(look, self.options.tick)) && !found.is_used_up();
@@ -154,7 +154,7 @@ impl Settlement {
     /// Something has become of a channel: where it is due now, the next round knows it without looking for it.
     pub(super) fn note(&self, channel: &Key) {
         let Some(look) = self.state.lock().found.look else { return };
-        let moment = Moment { all: look.all, sweep: look.sweep, ..self.moment(Trigger::Clock) };
+        let moment = Moment { until: look.until, sweep: look.sweep, ..self.moment(Trigger::Clock) };
         if let Some(due) = self.due_now(channel, &moment) {
             self.state.lock().found.push(due);
         }

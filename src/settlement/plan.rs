@@ -38,8 +38,8 @@ pub struct Moment {
     pub slot: u64,
     /// Whether the interval has come.
     pub sweep: bool,
-    /// Whether everything that can be claimed is: exposure presses, or an operator asked.
-    pub all: bool,
+    /// Whatever was charged until then is due: exposure presses, or an operator asked.
+    pub until: Option<UnixMillis>,
 }
 
 /// What is to be done with a channel.
@@ -182,12 +182,18 @@ fn open(channel: Glance<'_>, rules: &Rules, moment: &Moment, retry: bool) -> Opt
         if moment.now.since(since) >= rules.max_age {
             return Some((Action::Claim, Urgency::Overdue(since)));
         }
-        if moment.all || retry || (moment.sweep && unclaimed >= rules.min_amount) {
+        if charged_until(since, moment.until, moment.now) || retry || (moment.sweep && unclaimed >= rules.min_amount) {
             return Some((Action::Claim, Urgency::Unclaimed(Reverse(unclaimed))));
         }
     }
     let unpaid = unpaid(channel);
     (!unpaid.is_zero()).then_some((Action::Distribute, Urgency::Unpaid(Reverse(unpaid))))
+}
+
+/// Whether the oldest charge of a channel was made by a moment up to which everything is due. One that is younger than the
+/// present tells of a clock that was set back, and is not waited for.
+pub(super) fn charged_until(since: UnixMillis, until: Option<UnixMillis>, now: UnixMillis) -> bool {
+    until.is_some_and(|until| since <= until || since > now)
 }
 
 fn closing(channel: Glance<'_>, moment: &Moment) -> Option<(Action, Urgency)> {
@@ -223,7 +229,7 @@ mod tests {
     }
 
     fn moment(seconds: i64) -> Moment {
-        Moment { now: UnixMillis(seconds * 1000), slot: 0, sweep: false, all: false }
+        Moment { now: UnixMillis(seconds * 1000), slot: 0, sweep: false, until: None }
     }
 
     fn action(record: &ChannelRecord, moment: Moment) -> Option<Action> {
@@ -233,7 +239,8 @@ mod tests {
     #[test]
     fn open_channels_at_the_edges() {
         let sweep = |m: Moment| Moment { sweep: true, ..m };
-        let all = |m: Moment| Moment { all: true, ..m };
+        let all = |m: Moment| Moment { until: Some(m.now), ..m };
+        let asked = |at: i64, m: Moment| Moment { until: Some(UnixMillis(at * 1000)), ..m };
         // charged, claimed, distributed, moment, expected; unclaimed since second 1000.
         let table = [
             (0, 0, 0, all(sweep(moment(99_999))), None),
@@ -249,6 +256,11 @@ mod tests {
             (150, 150, 150, all(sweep(moment(99_999))), None),
             (151, 150, 149, moment(1000), Some(Action::Distribute)),
             (151, 150, 149, all(moment(1000)), Some(Action::Claim)),
+            // Asked for before the charge was made; and with a clock that was set back since.
+            (150, 0, 0, asked(999, moment(1001)), None),
+            (150, 0, 0, asked(1000, moment(1001)), Some(Action::Claim)),
+            (150, 0, 0, asked(500, moment(999)), Some(Action::Claim)),
+            (150, 50, 40, asked(999, moment(1001)), Some(Action::Distribute)),
         ];
         for (index, (charged, claimed, distributed, moment, expected)) in table.into_iter().enumerate() {
             let record = record(&seller(), 1, charged, claimed, distributed);
@@ -305,7 +317,7 @@ mod tests {
         #[test]
         fn nothing_is_claimed_that_was_not_charged(
             charged in 0_u64..1000, claimed in 0_u64..1000, distributed in 0_u64..1000,
-            status in 0..4, now in 0_i64..20_000, sweep: bool, all: bool, retry: bool,
+            status in 0..4, now in 0_i64..20_000, sweep: bool, until in prop::option::of(0_i64..20_000), retry: bool,
         ) {
             let (claimed, distributed) = (claimed.min(charged), distributed.min(claimed).min(charged));
             let mut record = record(&seller(), 1, charged, claimed, distributed);
@@ -316,7 +328,7 @@ mod tests {
                 _ => ChannelStatus::Distributed,
             };
             record.on_chain.closing_since = 10_000;
-            let moment = Moment { slot: 5_000, sweep, all, ..moment(now) };
+            let moment = Moment { slot: 5_000, sweep, until: until.map(|until| UnixMillis(until * 1000)), ..moment(now) };
             match due(&record, &rules(), &moment, retry).map(|due| due.action) {
                 Some(Action::Claim) => {
                     prop_assert!(charged > claimed);

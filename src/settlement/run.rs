@@ -5,9 +5,10 @@
 //! seals, whose deadline does not wait.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::batch::{Draft, Line, LineError, pack};
 use super::plan::{self, Action, Due, Phase};
@@ -86,6 +87,8 @@ impl Settlement {
         let mut state = self.state.lock();
         if now.since(state.last_sweep) >= self.options.interval {
             state.last_sweep = now;
+            // Where the one before is not through yet, there is more to do than the pace leaves time for.
+            state.is_late = state.sweeping;
             state.sweeping = true;
         }
     }
@@ -119,7 +122,7 @@ impl Settlement {
             let lines = self.lines(phase, trigger, &planned).await?;
             let drafts = self.pack(lines);
             let before = report.batches.ends().unsettled();
-            let left = self.carry_all(drafts, open.len(), report).await;
+            let left = self.carry_all(drafts, open.len(), self.pace(trigger), report).await;
             report.more |= left;
             unsettled = left || report.batches.ends().unsettled() > before;
         }
@@ -200,26 +203,46 @@ impl Settlement {
         drafts
     }
 
-    /// Carries batches through their steps, so many at a time. `open` are of unknown fate already. Says whether any
-    /// were left.
-    async fn carry_all(&self, drafts: Vec<Draft>, open: usize, report: &mut Report) -> bool {
+    /// Carries batches through their steps, so many at a time and none too soon after the one before. `open` are of
+    /// unknown fate already. Says whether any were left.
+    async fn carry_all(&self, drafts: Vec<Draft>, open: usize, pace: Duration, report: &mut Report) -> bool {
         let most = self.options.in_flight_max.max(1);
         let mut unknown = open;
         let mut waiting = drafts.into_iter().peekable();
         let mut running = FuturesUnordered::new();
+        let mut begun: Option<Instant> = None;
         loop {
-            while running.len() < most && !self.stopping() {
-                let held = unknown >= most || self.is_held();
-                let Some(draft) = waiting.next_if(|draft| !held || draft.kind == BatchKind::Seal) else { break };
+            let held = unknown >= most || self.is_held();
+            let has_room = running.len() < most && !self.stopping();
+            let next = waiting.peek().map(|draft| draft.kind).filter(|kind| !held || *kind == BatchKind::Seal);
+            let next = next.filter(|_| has_room);
+            let pause = begun.map_or(Duration::ZERO, |begun| pace.saturating_sub(begun.elapsed()));
+            if let Some(kind) = next
+                && (pause.is_zero() || kind == BatchKind::Seal)
+                && let Some(draft) = waiting.next()
+            {
+                begun = Some(Instant::now());
                 running.push(self.carry(draft));
+                continue;
             }
-            let Some(done) = running.next().await else { break };
-            if matches!(done.outcome, Outcome::Unknown { .. }) {
-                unknown = unknown.saturating_add(1);
+            tokio::select! {
+                Some(done) = running.next() => {
+                    if matches!(done.outcome, Outcome::Unknown { .. }) {
+                        unknown = unknown.saturating_add(1);
+                    }
+                    report.batches.push(done);
+                }
+                // Made only where it is waited for: without a pace there may be no timer.
+                () = async { sleep(pause).await }, if next.is_some() => {}
+                else => break,
             }
-            report.batches.push(done);
         }
         waiting.next().is_some()
+    }
+
+    /// What presses does not wait for requests.
+    fn pace(&self, trigger: Trigger) -> Duration {
+        if trigger == Trigger::Pressed || self.state.lock().is_late { Duration::ZERO } else { self.options.pace }
     }
 
     fn is_held(&self) -> bool {

@@ -167,7 +167,8 @@ impl Simulation {
             11 | 12 => going.push(self.refund(n, terms)),
             13 | 14 => self.withdraw(n, &terms),
             15 | 16 => {
-                let trigger = [Trigger::Clock, Trigger::Pressed, Trigger::Demand][self.random.index(3)];
+                let trigger =
+                    [Trigger::Clock, Trigger::Pressed, Trigger::Demand(self.world.clock.now())][self.random.index(3)];
                 let settlement = Arc::clone(&self.settlement);
                 let work = async move { drop(settlement.step(trigger).await) };
                 going.push(self.going(format!("settlement by {trigger:?}"), work));

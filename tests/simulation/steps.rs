@@ -88,7 +88,8 @@ impl World {
             10..=12 => self.metered(n, going).await,
             13 => self.again(n, going),
             14 | 15 => {
-                let round = self.round(if self.random.one_in(2) { Trigger::Demand } else { Trigger::Clock });
+                let round =
+                    self.round(if self.random.one_in(2) { Trigger::Demand(self.clock.now()) } else { Trigger::Clock });
                 going.push(self.going("settlement".into(), round, true));
             }
             16 => {

@@ -44,14 +44,14 @@ impl EvmSettlement {
     }
 
     fn moment(&self, trigger: Trigger) -> EvmMoment {
-        let everything = matches!(trigger, Trigger::Pressed | Trigger::Demand);
-        EvmMoment { now: self.parts.clock.now(), sweeping: self.state.lock().sweeping, everything }
+        let sweeping = self.state.lock().sweeping;
+        EvmMoment { now: self.parts.clock.now(), sweeping, until: trigger.until() }
     }
 
     /// Looks through the ledger for what is due, where what is known of that does not serve; says whether it has.
     fn look(&self, trigger: Trigger, anew: bool, report: &mut EvmReport) -> bool {
         let moment = self.moment(trigger);
-        let look = Look { at: moment.now, all: moment.everything, sweep: moment.sweeping };
+        let look = Look { at: moment.now, until: moment.until, sweep: moment.sweeping };
         {
             let found = &mut self.state.lock().found;
             let serves = found.look.is_some_and(|last| last.serves(look, self.options.tick)) && !found.due.is_empty();
@@ -112,7 +112,7 @@ impl EvmSettlement {
     /// Something has become of a channel: where it is due now, the next round knows it without looking for it.
     pub(super) fn note(&self, channel: &B256) {
         let Some(look) = self.state.lock().found.look else { return };
-        let moment = EvmMoment { now: self.parts.clock.now(), sweeping: look.sweep, everything: look.all };
+        let moment = EvmMoment { now: self.parts.clock.now(), sweeping: look.sweep, until: look.until };
         if let Some(line) = self.due_now(channel, moment) {
             self.state.lock().found.due.push(line.due);
         }

@@ -14,6 +14,7 @@ use crate::amount::Amount;
 use crate::clock::UnixMillis;
 use crate::ledger::channel::Evm;
 use crate::ledger::store::{GlanceOf, RecordOf};
+use crate::settlement::plan::charged_until;
 use crate::x402::evm::B256;
 
 /// When a channel is due.
@@ -77,8 +78,8 @@ pub struct EvmMoment {
     pub now: UnixMillis,
     /// Whether everything worth claiming is looked for.
     pub sweeping: bool,
-    /// Whether everything is looked for.
-    pub everything: bool,
+    /// Whatever was charged until then is looked for too.
+    pub until: Option<UnixMillis>,
 }
 
 /// What can be claimed of a channel: the total to name. `None` where nothing can. Never above what was charged, what was
@@ -96,12 +97,14 @@ pub fn due<'a>(channel: impl Into<GlanceOf<'a, Evm>>, rules: &EvmRules, moment: 
     let channel = channel.into();
     let total = claimable(channel)?;
     let moving = total.saturating_sub(channel.on_chain.claimed);
+    // A charge without a time counts as old.
+    let since = channel.unclaimed_since.unwrap_or(UnixMillis(i64::MIN));
     let old = channel.unclaimed_since.is_some_and(|since| moment.now.since(since) >= rules.max_age);
     let urgency = if channel.on_chain.is_withdrawing() {
         Urgency::Withdrawal
     } else if old {
         Urgency::Age
-    } else if moment.everything {
+    } else if charged_until(since, moment.until, moment.now) {
         Urgency::Pressed
     } else if moment.sweeping && moving >= rules.min_amount {
         Urgency::Amount

@@ -48,7 +48,7 @@ impl EvmSettlement {
         }
         // Every channel is looked at for it, so not at every tick. A refund's claim is found with the next sweep.
         let claimed = report.batches.ends().confirmed > 0;
-        let look = swept || claimed || trigger == Trigger::Demand || self.payout_is_due();
+        let look = swept || claimed || matches!(trigger, Trigger::Demand(_)) || self.payout_is_due();
         // While there is more to claim, one payout of what many rounds claimed will do.
         let look = look && (!report.more || self.may_pay_out_between());
         if look && self.open_batches().is_empty() && !self.is_held() {

@@ -30,12 +30,12 @@ fn record(number: u8, balance: u64, claimed: u64, charged: u64, signed: u64) -> 
 
 /// A line that claims all that was charged.
 fn line(record: RecordOf<Evm>, urgency: Urgency) -> EvmLine {
-    let due = due(&record, &RULES, EvmMoment { everything: true, ..at(1) }).unwrap();
+    let due = due(&record, &RULES, EvmMoment { until: Some(UnixMillis(i64::MAX)), ..at(1) }).unwrap();
     EvmLine { due: EvmDue { urgency, ..due }, record }
 }
 
 fn at(seconds: i64) -> EvmMoment {
-    EvmMoment { now: UnixMillis(seconds * 1000), sweeping: false, everything: false }
+    EvmMoment { now: UnixMillis(seconds * 1000), sweeping: false, until: None }
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_channel_is_due_for_the_most_urgent_reason() {
     let small = record(1, 1_000, 0, 50, 60);
     let large = record(1, 1_000, 0, 500, 600);
     let sweep = EvmMoment { sweeping: true, ..at(1) };
-    let press = EvmMoment { everything: true, ..at(1) };
+    let press = EvmMoment { until: Some(UnixMillis(i64::MAX)), ..at(1) };
     let mut leaving = small.clone();
     leaving.on_chain.withdraw_since = 1;
     for (record, moment, urgency) in [
@@ -82,7 +82,7 @@ proptest! {
         balance in 0u64..50, claimed in 0u64..50, charged in 0u64..50, signed in 0u64..50, now in 0i64..100,
     ) {
         let record = record(1, balance, claimed, charged, signed);
-        if let Some(due) = due(&record, &RULES, EvmMoment { everything: true, ..at(now) }) {
+        if let Some(due) = due(&record, &RULES, EvmMoment { until: Some(UnixMillis(i64::MAX)), ..at(now) }) {
             prop_assert!(due.total <= charged.into() && due.total <= signed.into() && due.total <= balance.into());
             prop_assert!(due.total > record.on_chain.claimed && !due.moving().is_zero());
         }
