@@ -538,6 +538,11 @@ const OURS: [&str; 7] = [
 ];
 const TURNPIKE: &str = "turnpike-";
 
+const PAYER: HeaderName = HeaderName::from_static("turnpike-payer");
+const AMOUNT: HeaderName = HeaderName::from_static("turnpike-amount");
+const CHANNEL: HeaderName = HeaderName::from_static("turnpike-channel");
+const NETWORK: HeaderName = HeaderName::from_static("turnpike-network");
+
 fn strip(headers: &mut HeaderMap) {
     let is_ours = |name: &&HeaderName| OURS.contains(&name.as_str()) || name.as_str().starts_with(TURNPIKE);
     let ours: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
@@ -556,15 +561,15 @@ impl Paid {
     /// Writes the `Turnpike-*` headers. The amount is in the asset's atomic units.
     pub fn write(&self, headers: &mut HeaderMap) {
         let values = [
-            ("turnpike-payer", Some(self.payer.to_string())),
-            ("turnpike-amount", Some(self.amount.to_string())),
-            ("turnpike-channel", self.channel.map(|channel| channel.to_string())),
-            ("turnpike-network", Some(self.network.to_string())),
+            (PAYER, Some(self.payer.to_string())),
+            (AMOUNT, Some(self.amount.to_string())),
+            (CHANNEL, self.channel.map(|channel| channel.to_string())),
+            (NETWORK, Some(self.network.to_string())),
         ];
         for (name, value) in values {
             // Base58, hexadecimal, digits and CAIP-2 names are always a header's value.
             if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
-                headers.insert(HeaderName::from_static(name), value);
+                headers.insert(name, value);
             }
         }
     }

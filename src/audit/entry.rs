@@ -224,6 +224,10 @@ struct Escaped<'a>(&'a mut String);
 
 impl Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+            self.0.push_str(text);
+            return Ok(());
+        }
         for char in text.chars() {
             match char {
                 '"' => self.0.push_str("\\\""),
@@ -248,17 +252,18 @@ const TRAILER: usize = PREV.len() + 64 + 1 + HASH.len() + 64 + 2;
 /// The line's length, where that is above [`ENTRY_BYTES_MAX`]; `out` is as it was.
 pub fn write_line(out: &mut Vec<u8>, after: &Position, now: UnixMillis, entry: &Entry) -> Result<Position, usize> {
     use std::io::Write as _;
+    let mut digits = const_hex::Buffer::new();
     let start = out.len();
     let seq = after.seq.saturating_add(1);
     // Writing to memory does not fail.
     let _ = write!(out, "{{\"seq\":{seq},\"time\":{},\"kind\":\"{}\"", now.0.max(0), entry.kind.as_str());
     out.extend_from_slice(entry.members.as_bytes());
     out.extend_from_slice(PREV.as_bytes());
-    hex(out, &after.hash);
+    out.extend_from_slice(hex(&mut digits, &after.hash));
     out.push(b'"');
     let hash = EntryHash(Sha256::digest(out.get(start..).unwrap_or_default()).into());
     out.extend_from_slice(HASH.as_bytes());
-    hex(out, &hash);
+    out.extend_from_slice(hex(&mut digits, &hash));
     out.extend_from_slice(b"\"}\n");
     let length = out.len().saturating_sub(start);
     if length > ENTRY_BYTES_MAX {
@@ -268,9 +273,8 @@ pub fn write_line(out: &mut Vec<u8>, after: &Position, now: UnixMillis, entry: &
     Ok(Position { seq, hash })
 }
 
-fn hex(out: &mut Vec<u8>, hash: &EntryHash) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.extend(hash.0.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xF)]]));
+fn hex<'a>(digits: &'a mut const_hex::Buffer<32>, hash: &EntryHash) -> &'a [u8] {
+    digits.format(&hash.0).as_bytes()
 }
 
 /// Why a line is not an entry that follows another.

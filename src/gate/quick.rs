@@ -5,7 +5,10 @@
 //! does. Refuses nothing: whatever is spelled otherwise, asks for more or is malformed is left to the general way, which
 //! alone tells clients what is wrong.
 
+mod again;
+
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,26 +16,37 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use self::again::Again;
 use super::challenge::{Prepared, PreparedOffer, Way};
 use crate::scheme::batch_settlement_evm::payload::EvmVoucher;
 use crate::scheme::evm::eip712;
 use crate::scheme::offer::HINTS;
 use crate::x402::wire::{BatchVoucher, ChannelConfig, PaymentRequirements, X402_VERSION};
 
+thread_local! {
+    static AGAIN: RefCell<Again> = const { RefCell::new(Again::new()) };
+}
+
 /// A voucher, and the offer that it pays for.
+#[derive(Clone)]
 pub(super) struct Quick {
     pub(super) offer: Arc<PreparedOffer>,
     pub(super) voucher: QuickVoucher,
 }
 
 /// A voucher with its channel's terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum QuickVoucher {
     Svm(Box<(ChannelConfig, BatchVoucher)>),
     Evm(Box<(eip712::ChannelConfig, EvmVoucher)>),
 }
 
 /// The payment in a header's JSON, where it is one that is recognized.
-pub(super) fn read(prepared: &Prepared, json: &[u8]) -> Option<Quick> {
+pub(super) fn read(prepared: &Arc<Prepared>, json: &[u8]) -> Option<Quick> {
+    AGAIN.with_borrow_mut(|again| again.read(prepared, json, read_anew))
+}
+
+fn read_anew(prepared: &Prepared, json: &[u8]) -> Option<Quick> {
     let text = std::str::from_utf8(json).ok()?;
     let payment: Payment<'_> = serde_json::from_str(text).ok()?;
     let extensions = payment.extensions.map(RawValue::get);

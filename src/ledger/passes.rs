@@ -42,7 +42,7 @@ pub struct PassId(pub [u8; 32]);
 
 impl fmt::Display for PassId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.pad(const_hex::Buffer::<32>::new().format(&self.0))
     }
 }
 

@@ -92,7 +92,8 @@ impl Direct {
             let was_idle = kept.is_some();
             let mut connection = match kept {
                 Some(kept) => kept,
-                None => self.shared.connect().await?,
+                // Seldom, and large: what waits for an answer is moved for every request.
+                None => Box::pin(self.shared.connect()).await?,
             };
             match connection.try_send_request(request).await {
                 Ok(response) => return Ok(response.map(|body| Received::new(body, Some((self.shared, connection))))),

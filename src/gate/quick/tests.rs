@@ -114,7 +114,7 @@ fn payments(prepared: &Prepared) -> [Value; 2] {
 }
 
 /// Asserts that the general way reads what was recognized; says whether anything was.
-fn agrees(prepared: &Prepared, text: &str) -> bool {
+fn agrees(prepared: &Arc<Prepared>, text: &str) -> bool {
     let Some(quick) = read(prepared, text.as_bytes()) else { return false };
     let payment: PaymentPayload = serde_json::from_str(text).unwrap();
     assert_eq!(payment.x402_version, 2, "{text}");
@@ -192,6 +192,63 @@ fn what_asks_for_more_goes_the_general_way() {
     assert!(read(&prepared, svm.to_string().as_bytes()).is_none(), "it belongs to vouchers that are not offered");
 }
 
+/// What a thread reads that has read other texts before, and what one reads that has not.
+fn reads_the_same(again: &mut Again, prepared: &Arc<Prepared>, text: &str) -> bool {
+    let known = std::cell::Cell::new(true);
+    let anew = |prepared: &Prepared, json: &[u8]| {
+        known.set(false);
+        read_anew(prepared, json)
+    };
+    let quick = again.read(prepared, text.as_bytes(), anew);
+    match (&quick, read_anew(prepared, text.as_bytes())) {
+        (Some(quick), Some(anew)) => {
+            assert!(Arc::ptr_eq(&quick.offer, &anew.offer), "{text}");
+            assert_eq!(quick.voucher, anew.voucher, "{text}");
+        }
+        (None, None) => {}
+        (quick, _) => panic!("{} {text}", quick.is_some()),
+    }
+    known.get()
+}
+
+#[test]
+fn the_next_payment_of_a_channel_is_not_read_anew() {
+    let prepared = prepared();
+    for mut payment in payments(&prepared) {
+        let mut again = Again::new();
+        let mut pay = |payment: &mut Value, total: u32, signature: &str| {
+            payment["payload"]["voucher"]["maxClaimableAmount"] = json!(total.to_string());
+            payment["payload"]["voucher"]["signature"] = json!(signature);
+            reads_the_same(&mut again, &prepared, &payment.to_string())
+        };
+        let signatures = match payment["payload"]["voucher"]["signature"].as_str().unwrap() {
+            evm if evm.starts_with("0x") => [7, 8, 7, 9].map(|byte| EvmSignature([byte; 65]).to_string()),
+            _ => [7, 8, 7, 9].map(|byte| Signature([byte; 64]).to_string()),
+        };
+        let seen: Vec<_> = [6000, 7000, 8000, 123_456_789]
+            .into_iter()
+            .zip(&signatures)
+            .map(|(total, signature)| pay(&mut payment, total, signature))
+            .collect();
+        assert_eq!(seen, [false, false, true, true]);
+        for wrong in ["", "x", "0y", "\"", "\\", "é\n"] {
+            assert!(!pay(&mut payment, 9000, wrong), "{wrong}");
+        }
+        // Something else is different: it is read, and known from then on.
+        payment["accepted"]["extra"]["recentSlot"] = json!(7);
+        assert!(!pay(&mut payment, 9000, &signatures[0]));
+        assert!(pay(&mut payment, 10_000, &signatures[1]));
+        // Another route's challenge has other offers.
+        let other = self::prepared();
+        assert!(!reads_the_same(&mut again, &other, &payment.to_string()));
+        // What is said twice is not read at all, and what follows is.
+        let text = payment.to_string();
+        let twice = text.replacen("\"signature\":", "\"signature\":\"1\",\"signature\":", 1);
+        assert!(!reads_the_same(&mut again, &prepared, &twice));
+        assert!(!reads_the_same(&mut again, &prepared, &format!("{text} {{}}")));
+    }
+}
+
 /// The places of all values in a tree.
 fn places(value: &Value, here: &str, found: &mut Vec<String>) {
     found.push(here.to_owned());
@@ -223,6 +280,11 @@ proptest! {
     ) {
         let prepared = prepared();
         let mut payment = payments(&prepared)[family].clone();
+        let mut again = Again::new();
+        for _ in 0..3 {
+            let before = if spaced { serde_json::to_string_pretty(&payment).unwrap() } else { payment.to_string() };
+            reads_the_same(&mut again, &prepared, &before);
+        }
         for (place, value) in changes {
             let mut found = Vec::new();
             places(&payment, "", &mut found);
@@ -252,5 +314,7 @@ proptest! {
             }
         }
         let _recognized = agrees(&prepared, &text);
+        reads_the_same(&mut again, &prepared, &text);
+        reads_the_same(&mut again, &prepared, &text);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, Row, named_params, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{
     Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
@@ -131,39 +131,64 @@ impl Tables for Evm {
         })
     }
 
+    /// As for Solana's.
     fn write_channel(connection: &Connection, seller: i64, channel: &RecordOf<Self>) -> rusqlite::Result<()> {
         let ChannelRecord { terms, on_chain, charged, voucher, unclaimed_since, last_used, closed } = channel;
+        let updated = connection
+            .prepare_cached(
+                "UPDATE evm_channels SET seller = :seller, balance = :balance, claimed = :claimed,
+                    withdrawal = :withdrawal, withdraw_since = :withdraw_since, withdraw_ends_at = :withdraw_ends_at,
+                    refund_nonce = :refund_nonce, block = :block, read_at = :read_at, charged = :charged,
+                    voucher_cumulative = :voucher_cumulative, voucher_signature = :voucher_signature,
+                    unclaimed_since = :unclaimed_since, last_used = :last_used, closed = :closed WHERE id = :id",
+            )?
+            .execute(params![
+                seller,
+                blob(on_chain.balance),
+                blob(on_chain.claimed),
+                blob(on_chain.withdrawal),
+                on_chain.withdraw_since,
+                on_chain.withdraw_ends_at,
+                signed(on_chain.refund_nonce),
+                signed(on_chain.block),
+                on_chain.read_at.0,
+                blob(*charged),
+                voucher.as_ref().map(|v| blob(v.cumulative)),
+                voucher.as_ref().map(|v| v.signature.as_slice()),
+                unclaimed_since.map(|since| since.0),
+                last_used.0,
+                closed,
+                terms.id.0,
+            ])?;
+        if updated > 0 {
+            return Ok(());
+        }
         run(
             connection,
             "INSERT INTO evm_channels VALUES (:id, :seller, :payer, :payer_authorizer, :salt, :balance, :claimed,
                 :withdrawal, :withdraw_since, :withdraw_ends_at, :refund_nonce, :block, :read_at, :charged,
-                :voucher_cumulative, :voucher_signature, :unclaimed_since, :last_used, :closed)
-             ON CONFLICT (id) DO UPDATE SET seller = :seller, balance = :balance, claimed = :claimed,
-                withdrawal = :withdrawal, withdraw_since = :withdraw_since, withdraw_ends_at = :withdraw_ends_at,
-                refund_nonce = :refund_nonce, block = :block, read_at = :read_at, charged = :charged,
-                voucher_cumulative = :voucher_cumulative, voucher_signature = :voucher_signature,
-                unclaimed_since = :unclaimed_since, last_used = :last_used, closed = :closed",
-            named_params! {
-                ":id": terms.id.0,
-                ":seller": seller,
-                ":payer": terms.payer.0,
-                ":payer_authorizer": terms.payer_authorizer.0,
-                ":salt": terms.salt.0,
-                ":balance": blob(on_chain.balance),
-                ":claimed": blob(on_chain.claimed),
-                ":withdrawal": blob(on_chain.withdrawal),
-                ":withdraw_since": on_chain.withdraw_since,
-                ":withdraw_ends_at": on_chain.withdraw_ends_at,
-                ":refund_nonce": signed(on_chain.refund_nonce),
-                ":block": signed(on_chain.block),
-                ":read_at": on_chain.read_at.0,
-                ":charged": blob(*charged),
-                ":voucher_cumulative": voucher.as_ref().map(|v| blob(v.cumulative)),
-                ":voucher_signature": voucher.as_ref().map(|v| v.signature.as_slice()),
-                ":unclaimed_since": unclaimed_since.map(|since| since.0),
-                ":last_used": last_used.0,
-                ":closed": closed,
-            },
+                :voucher_cumulative, :voucher_signature, :unclaimed_since, :last_used, :closed)",
+            params![
+                terms.id.0,
+                seller,
+                terms.payer.0,
+                terms.payer_authorizer.0,
+                terms.salt.0,
+                blob(on_chain.balance),
+                blob(on_chain.claimed),
+                blob(on_chain.withdrawal),
+                on_chain.withdraw_since,
+                on_chain.withdraw_ends_at,
+                signed(on_chain.refund_nonce),
+                signed(on_chain.block),
+                on_chain.read_at.0,
+                blob(*charged),
+                voucher.as_ref().map(|v| blob(v.cumulative)),
+                voucher.as_ref().map(|v| v.signature.as_slice()),
+                unclaimed_since.map(|since| since.0),
+                last_used.0,
+                closed,
+            ],
         )
     }
 

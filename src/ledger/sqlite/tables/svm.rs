@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, Row, ToSql, named_params, params};
+use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{
     Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
@@ -121,37 +121,61 @@ impl Tables for Svm {
         })
     }
 
+    /// A channel that is there, as most are, costs less to update than to insert and find there. Values are given by place,
+    /// in the order in which the statement names them: looking names up takes as long as the rest.
     fn write_channel(connection: &Connection, seller: i64, channel: &ChannelRecord) -> rusqlite::Result<()> {
         let ChannelRecord { terms, on_chain, charged, voucher, unclaimed_since, last_used, closed } = channel;
+        let updated = connection
+            .prepare_cached(
+                "UPDATE channels SET seller = :seller, status = :status, deposit = :deposit, claimed = :claimed,
+                    distributed = :distributed, closing_since = :closing_since, read_at = :read_at, charged = :charged,
+                    voucher_cumulative = :voucher_cumulative, voucher_signature = :voucher_signature,
+                    unclaimed_since = :unclaimed_since, last_used = :last_used, closed = :closed WHERE id = :id",
+            )?
+            .execute(params![
+                seller,
+                status_number(on_chain.status),
+                blob(on_chain.deposit),
+                blob(on_chain.claimed),
+                blob(on_chain.distributed),
+                on_chain.closing_since,
+                on_chain.read_at.0,
+                blob(*charged),
+                voucher.map(|v| blob(v.cumulative)),
+                voucher.map(|v| v.signature.0),
+                unclaimed_since.map(|since| since.0),
+                last_used.0,
+                closed,
+                terms.id.0,
+            ])?;
+        if updated > 0 {
+            return Ok(());
+        }
         run(
             connection,
             "INSERT INTO channels VALUES (:id, :seller, :payer, :authorizer, :salt, :open_slot, :status, :deposit, :claimed,
                 :distributed, :closing_since, :read_at, :charged, :voucher_cumulative, :voucher_signature, :unclaimed_since,
-                :last_used, :closed)
-             ON CONFLICT (id) DO UPDATE SET seller = :seller, status = :status, deposit = :deposit, claimed = :claimed,
-                distributed = :distributed, closing_since = :closing_since, read_at = :read_at, charged = :charged,
-                voucher_cumulative = :voucher_cumulative, voucher_signature = :voucher_signature,
-                unclaimed_since = :unclaimed_since, last_used = :last_used, closed = :closed",
-            named_params! {
-                ":id": terms.id.0,
-                ":seller": seller,
-                ":payer": terms.payer.0,
-                ":authorizer": terms.authorizer.0,
-                ":salt": signed(terms.salt),
-                ":open_slot": signed(terms.open_slot),
-                ":status": status_number(on_chain.status),
-                ":deposit": blob(on_chain.deposit),
-                ":claimed": blob(on_chain.claimed),
-                ":distributed": blob(on_chain.distributed),
-                ":closing_since": on_chain.closing_since,
-                ":read_at": on_chain.read_at.0,
-                ":charged": blob(*charged),
-                ":voucher_cumulative": voucher.map(|v| blob(v.cumulative)),
-                ":voucher_signature": voucher.map(|v| v.signature.0),
-                ":unclaimed_since": unclaimed_since.map(|since| since.0),
-                ":last_used": last_used.0,
-                ":closed": closed,
-            },
+                :last_used, :closed)",
+            params![
+                terms.id.0,
+                seller,
+                terms.payer.0,
+                terms.authorizer.0,
+                signed(terms.salt),
+                signed(terms.open_slot),
+                status_number(on_chain.status),
+                blob(on_chain.deposit),
+                blob(on_chain.claimed),
+                blob(on_chain.distributed),
+                on_chain.closing_since,
+                on_chain.read_at.0,
+                blob(*charged),
+                voucher.map(|v| blob(v.cumulative)),
+                voucher.map(|v| v.signature.0),
+                unclaimed_since.map(|since| since.0),
+                last_used.0,
+                closed,
+            ],
         )
     }
 
