@@ -453,6 +453,26 @@ impl Unanswered {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn what_waits_for_an_answer_is_small() {
+        let second = Duration::from_secs(1);
+        let connections = Connections {
+            preserve_host: true,
+            connect_timeout: second,
+            response_idle: second,
+            idle: second,
+            idle_max: 1,
+            headers_max_bytes: 8 << 10,
+            eject_for: second,
+            tls: Arc::new(crate::proxy::tls::client_config(None).unwrap()),
+        };
+        for endpoint in ["http://127.0.0.1:1", "https://127.0.0.1:1"] {
+            let pool = Pool::new(endpoint.parse().unwrap(), &connections);
+            let bytes = size_of_val(&pool.send(Request::new(Body::empty()), None));
+            assert!(bytes <= 3072, "{endpoint}: {bytes}");
+        }
+    }
+
     #[test]
     fn endpoints_as_written() {
         let target = |endpoint: &str, path: &str| {

@@ -73,19 +73,21 @@ impl Loan {
     /// Waits until the upstream has had the move for `patience` without making one.
     pub(crate) async fn exhausted(&self, patience: Duration) {
         let start = Instant::now();
+        let Some(mut until) = start.checked_add(patience) else { return std::future::pending().await };
         loop {
+            // Only then is it asked what has happened: most answers are there long before.
+            tokio::time::sleep_until(until).await;
             let since = match self {
-                Self::Empty => start,
+                Self::Empty => return,
                 Self::Body(state) => {
                     let state = state.lock();
                     if state.waiting { Instant::now() } else { state.since.max(start) }
                 }
             };
-            let left = patience.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left).await;
+            until = match since.checked_add(patience) {
+                Some(next) if next > Instant::now() => next,
+                Some(_) | None => return,
+            };
         }
     }
 }
