@@ -68,8 +68,8 @@ pub struct Options {
     /// How many batches are under way at once.
     pub in_flight_max: usize,
     /// The least time between the beginnings of two batches, so that very many leave the processors to requests in between.
-    /// Not kept by what closes a channel, where exposure presses, and once a sweep has taken longer than the interval. Zero
-    /// for none, and then no timer is needed.
+    /// Not kept by what closes a channel, where exposure presses, and once something is due for longer than twice
+    /// [`Rules::max_age`]. Zero for none, and then no timer is needed.
     pub pace: Duration,
     /// How many channels one round takes in each of its two phases.
     pub round_channels_max: usize,
@@ -162,8 +162,6 @@ struct State {
     troubles: Troubles,
     last_sweep: UnixMillis,
     sweeping: bool,
-    /// Whether a sweep was not through when the next one came.
-    is_late: bool,
     slot: u64,
     found: Found,
     /// Channels that the chain no longer has and that still owe: kept by the ledger, passed over here.
@@ -212,7 +210,6 @@ impl Settlement {
             troubles: Troubles::new(options.backoff.clone()),
             last_sweep: clock.now(),
             sweeping: false,
-            is_late: false,
             slot: 0,
             found: Found::new(options.backlog_channels_max),
             gone: HashSet::new(),

@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep};
 
 use super::batch::{Draft, Line, LineError, pack};
-use super::plan::{self, Action, Due, Phase};
+use super::plan::{self, Action, Due, Phase, Urgency};
 use super::report::{Outcome, Report, STUCK_LISTED_MAX, Stuck, Timings};
 use super::trouble::{Trouble, advice};
 use super::{Filter, Settlement, Trigger, destination};
@@ -87,8 +87,6 @@ impl Settlement {
         let mut state = self.state.lock();
         if now.since(state.last_sweep) >= self.options.interval {
             state.last_sweep = now;
-            // Where the one before is not through yet, there is more to do than the pace leaves time for.
-            state.is_late = state.sweeping;
             state.sweeping = true;
         }
     }
@@ -122,7 +120,7 @@ impl Settlement {
             let lines = self.lines(phase, trigger, &planned).await?;
             let drafts = self.pack(lines);
             let before = report.batches.ends().unsettled();
-            let left = self.carry_all(drafts, open.len(), self.pace(trigger), report).await;
+            let left = self.carry_all(drafts, open.len(), self.pace(trigger, &planned), report).await;
             report.more |= left;
             unsettled = left || report.batches.ends().unsettled() > before;
         }
@@ -240,9 +238,11 @@ impl Settlement {
         waiting.next().is_some()
     }
 
-    /// What presses does not wait for requests.
-    fn pace(&self, trigger: Trigger) -> Duration {
-        if trigger == Trigger::Pressed || self.state.lock().is_late { Duration::ZERO } else { self.options.pace }
+    /// What presses does not wait for requests; nor does anything where the pace is too slow for what is due.
+    fn pace(&self, trigger: Trigger, planned: &[Due]) -> Duration {
+        let (now, age_max) = (self.clock.now(), self.options.rules.max_age.saturating_mul(2));
+        let is_late = |due: &Due| matches!(due.urgency, Urgency::Overdue(since) if now.since(since) >= age_max);
+        if trigger == Trigger::Pressed || planned.iter().any(is_late) { Duration::ZERO } else { self.options.pace }
     }
 
     fn is_held(&self) -> bool {
