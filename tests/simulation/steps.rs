@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use turnpike::chain::Chain;
 use turnpike::chain::sandbox::{Faults, InjectedFailure, RpcFault};
+use turnpike::clock::Clock;
 use turnpike::ledger::memory::Fault;
 use turnpike::settlement::Trigger;
 

@@ -148,7 +148,7 @@ impl Text {
                 let (config, EvmVoucher { channel_id, .. }) = &**paid;
                 let signature = serde_json::from_slice(signature).ok()?;
                 let voucher = EvmVoucher { channel_id: *channel_id, max_claimable_amount, signature };
-                QuickVoucher::Evm(Box::new((config.clone(), voucher)))
+                QuickVoucher::Evm(Box::new((*config, voucher)))
             }
         };
         Some(Quick { offer: Arc::clone(&self.quick.offer), voucher })
