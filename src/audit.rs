@@ -32,6 +32,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use self::entry::{Entry, Kind};
+use crate::x402::evm::hex_digits;
 
 /// An entry's hash.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,7 +46,7 @@ impl EntryHash {
 
 impl fmt::Display for EntryHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(const_hex::Buffer::<32>::new().format(&self.0))
+        f.pad(std::str::from_utf8(&hex_digits(&self.0)).map_err(|_| fmt::Error)?)
     }
 }
 

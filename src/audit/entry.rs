@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{EntryHash, Position};
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
+use crate::x402::evm::hex_digits;
 
 /// The longest line: a batch of a hundred channels, or the signature of a contract, several times over.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
@@ -252,18 +253,17 @@ const TRAILER: usize = PREV.len() + 64 + 1 + HASH.len() + 64 + 2;
 /// The line's length, where that is above [`ENTRY_BYTES_MAX`]; `out` is as it was.
 pub fn write_line(out: &mut Vec<u8>, after: &Position, now: UnixMillis, entry: &Entry) -> Result<Position, usize> {
     use std::io::Write as _;
-    let mut digits = const_hex::Buffer::new();
     let start = out.len();
     let seq = after.seq.saturating_add(1);
     // Writing to memory does not fail.
     let _ = write!(out, "{{\"seq\":{seq},\"time\":{},\"kind\":\"{}\"", now.0.max(0), entry.kind.as_str());
     out.extend_from_slice(entry.members.as_bytes());
     out.extend_from_slice(PREV.as_bytes());
-    out.extend_from_slice(hex(&mut digits, &after.hash));
+    out.extend_from_slice(&hex_digits(&after.hash.0));
     out.push(b'"');
     let hash = EntryHash(Sha256::digest(out.get(start..).unwrap_or_default()).into());
     out.extend_from_slice(HASH.as_bytes());
-    out.extend_from_slice(hex(&mut digits, &hash));
+    out.extend_from_slice(&hex_digits(&hash.0));
     out.extend_from_slice(b"\"}\n");
     let length = out.len().saturating_sub(start);
     if length > ENTRY_BYTES_MAX {
@@ -271,10 +271,6 @@ pub fn write_line(out: &mut Vec<u8>, after: &Position, now: UnixMillis, entry: &
         return Err(length);
     }
     Ok(Position { seq, hash })
-}
-
-fn hex<'a>(digits: &'a mut const_hex::Buffer<32>, hash: &EntryHash) -> &'a [u8] {
-    digits.format(&hash.0).as_bytes()
 }
 
 /// Why a line is not an entry that follows another.

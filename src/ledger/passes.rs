@@ -29,6 +29,7 @@ use super::store::{StoreError, Write};
 use super::turns::Core;
 use crate::amount::Amount;
 use crate::clock::UnixMillis;
+use crate::x402::evm::hex_digits;
 use crate::x402::{Account, Network};
 
 /// How many passes a ledger holds where nothing else is said. By the sizes of its types, an index of so many takes 40 MB.
@@ -42,7 +43,7 @@ pub struct PassId(pub [u8; 32]);
 
 impl fmt::Display for PassId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(const_hex::Buffer::<32>::new().format(&self.0))
+        f.pad(std::str::from_utf8(&hex_digits(&self.0)).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -48,6 +48,15 @@ pub enum HexError {
     Checksum,
 }
 
+/// The hexadecimal digits of 32 bytes, in lower case and with nothing before them.
+#[must_use]
+pub fn hex_digits(bytes: &[u8; 32]) -> [u8; 64] {
+    let mut digits = [b'0'; 64];
+    // There are two for each byte.
+    let _filled = const_hex::encode_to_slice(bytes, &mut digits);
+    digits
+}
+
 fn read<const N: usize>(text: &str) -> Result<[u8; N], HexError> {
     let mut bytes = [0; N];
     let digits = text.strip_prefix("0x").ok_or(HexError::NotHex(N * 2))?;

@@ -33,7 +33,7 @@ pub(super) struct Again {
 }
 
 /// A channel that has come.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Seen {
     name: [u8; NAME_BYTES],
     text: Option<Box<Text>>,
@@ -64,7 +64,7 @@ impl Again {
     ) -> Option<Quick> {
         let Some(name) = name(json) else { return anew(prepared, json) };
         if self.seen.is_empty() {
-            self.seen.resize(CHANNELS, Seen::default());
+            self.seen.resize_with(CHANNELS, Seen::default);
         }
         let Some(seen) = self.seen.get_mut(place(&name)) else { return anew(prepared, json) };
         if seen.name != name {
@@ -92,18 +92,6 @@ fn place(name: &[u8; NAME_BYTES]) -> usize {
     // Names are digests, written out: any of their bytes are as good as a hash.
     let number = name.iter().fold(0_usize, |number, byte| number.wrapping_mul(31).wrapping_add(usize::from(*byte)));
     number % CHANNELS
-}
-
-impl Clone for Text {
-    fn clone(&self) -> Self {
-        Self {
-            bytes: self.bytes.clone(),
-            spots: self.spots.clone(),
-            is_total_first: self.is_total_first,
-            prepared: Arc::clone(&self.prepared),
-            quick: self.quick.clone(),
-        }
-    }
 }
 
 impl Text {
