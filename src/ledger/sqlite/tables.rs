@@ -15,7 +15,7 @@ mod svm;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Params, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, ToSql, TransactionBehavior, params};
 
 use crate::amount::Amount;
 use crate::audit::{EntryHash, Position};
@@ -249,6 +249,20 @@ pub(super) fn write<F: Tables>(
 
 fn run(connection: &Connection, sql: &str, params: impl Params) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute(params).map(drop)
+}
+
+/// Writes a row that most often is there already, which costs less to update than to insert and find there. Both statements
+/// take the same values by their places, which a table's columns have: looking names up takes as long as the rest.
+fn update_or_insert(
+    connection: &Connection,
+    update: &str,
+    insert: &str,
+    values: &[&dyn ToSql],
+) -> rusqlite::Result<()> {
+    match connection.prepare_cached(update)?.execute(values)? {
+        0 => run(connection, insert, values),
+        _ => Ok(()),
+    }
 }
 
 fn write_answer(connection: &Connection, sql: &'static str, record: &AnswerRecord) -> rusqlite::Result<()> {

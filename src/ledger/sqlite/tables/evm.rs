@@ -6,6 +6,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::{
     Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
+    update_or_insert,
 };
 use crate::amount::Asset;
 use crate::clock::UnixMillis;
@@ -131,43 +132,16 @@ impl Tables for Evm {
         })
     }
 
-    /// As for Solana's.
     fn write_channel(connection: &Connection, seller: i64, channel: &RecordOf<Self>) -> rusqlite::Result<()> {
         let ChannelRecord { terms, on_chain, charged, voucher, unclaimed_since, last_used, closed } = channel;
-        let updated = connection
-            .prepare_cached(
-                "UPDATE evm_channels SET seller = :seller, balance = :balance, claimed = :claimed,
-                    withdrawal = :withdrawal, withdraw_since = :withdraw_since, withdraw_ends_at = :withdraw_ends_at,
-                    refund_nonce = :refund_nonce, block = :block, read_at = :read_at, charged = :charged,
-                    voucher_cumulative = :voucher_cumulative, voucher_signature = :voucher_signature,
-                    unclaimed_since = :unclaimed_since, last_used = :last_used, closed = :closed WHERE id = :id",
-            )?
-            .execute(params![
-                seller,
-                blob(on_chain.balance),
-                blob(on_chain.claimed),
-                blob(on_chain.withdrawal),
-                on_chain.withdraw_since,
-                on_chain.withdraw_ends_at,
-                signed(on_chain.refund_nonce),
-                signed(on_chain.block),
-                on_chain.read_at.0,
-                blob(*charged),
-                voucher.as_ref().map(|v| blob(v.cumulative)),
-                voucher.as_ref().map(|v| v.signature.as_slice()),
-                unclaimed_since.map(|since| since.0),
-                last_used.0,
-                closed,
-                terms.id.0,
-            ])?;
-        if updated > 0 {
-            return Ok(());
-        }
-        run(
+        update_or_insert(
             connection,
-            "INSERT INTO evm_channels VALUES (:id, :seller, :payer, :payer_authorizer, :salt, :balance, :claimed,
-                :withdrawal, :withdraw_since, :withdraw_ends_at, :refund_nonce, :block, :read_at, :charged,
-                :voucher_cumulative, :voucher_signature, :unclaimed_since, :last_used, :closed)",
+            "UPDATE evm_channels SET seller = ?2, balance = ?6, claimed = ?7, withdrawal = ?8, withdraw_since = ?9,
+                withdraw_ends_at = ?10, refund_nonce = ?11, block = ?12, read_at = ?13, charged = ?14,
+                voucher_cumulative = ?15, voucher_signature = ?16, unclaimed_since = ?17,
+                last_used = ?18, closed = ?19
+             WHERE id = ?1",
+            "INSERT INTO evm_channels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
             params![
                 terms.id.0,
                 seller,

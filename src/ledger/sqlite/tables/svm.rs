@@ -6,6 +6,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{
     Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
+    update_or_insert,
 };
 use crate::amount::Asset;
 use crate::clock::UnixMillis;
@@ -121,41 +122,15 @@ impl Tables for Svm {
         })
     }
 
-    /// A channel that is there, as most are, costs less to update than to insert and find there. Values are given by place,
-    /// in the order in which the statement names them: looking names up takes as long as the rest.
     fn write_channel(connection: &Connection, seller: i64, channel: &ChannelRecord) -> rusqlite::Result<()> {
         let ChannelRecord { terms, on_chain, charged, voucher, unclaimed_since, last_used, closed } = channel;
-        let updated = connection
-            .prepare_cached(
-                "UPDATE channels SET seller = :seller, status = :status, deposit = :deposit, claimed = :claimed,
-                    distributed = :distributed, closing_since = :closing_since, read_at = :read_at, charged = :charged,
-                    voucher_cumulative = :voucher_cumulative, voucher_signature = :voucher_signature,
-                    unclaimed_since = :unclaimed_since, last_used = :last_used, closed = :closed WHERE id = :id",
-            )?
-            .execute(params![
-                seller,
-                status_number(on_chain.status),
-                blob(on_chain.deposit),
-                blob(on_chain.claimed),
-                blob(on_chain.distributed),
-                on_chain.closing_since,
-                on_chain.read_at.0,
-                blob(*charged),
-                voucher.map(|v| blob(v.cumulative)),
-                voucher.map(|v| v.signature.0),
-                unclaimed_since.map(|since| since.0),
-                last_used.0,
-                closed,
-                terms.id.0,
-            ])?;
-        if updated > 0 {
-            return Ok(());
-        }
-        run(
+        update_or_insert(
             connection,
-            "INSERT INTO channels VALUES (:id, :seller, :payer, :authorizer, :salt, :open_slot, :status, :deposit, :claimed,
-                :distributed, :closing_since, :read_at, :charged, :voucher_cumulative, :voucher_signature, :unclaimed_since,
-                :last_used, :closed)",
+            "UPDATE channels SET seller = ?2, status = ?7, deposit = ?8, claimed = ?9, distributed = ?10,
+                closing_since = ?11, read_at = ?12, charged = ?13, voucher_cumulative = ?14,
+                voucher_signature = ?15, unclaimed_since = ?16, last_used = ?17, closed = ?18
+             WHERE id = ?1",
+            "INSERT INTO channels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
             params![
                 terms.id.0,
                 seller,
