@@ -24,6 +24,8 @@ const CHANNELS: usize = 1024;
 const TEXT_BYTES_MAX: usize = 4096;
 /// What stands before a channel's name, as all clients write it.
 const CHANNEL: &[u8] = b"\"channelId\":\"";
+/// How many payments of a channel whose texts differ elsewhere too are not kept, at most, before one is again.
+const RESTS_MAX: u32 = 64;
 /// What of a channel's name tells it from others.
 const NAME_BYTES: usize = 16;
 
@@ -37,6 +39,10 @@ pub(super) struct Again {
 struct Seen {
     name: [u8; NAME_BYTES],
     text: Option<Box<Text>>,
+    /// How many are not kept before the next that is, and how many it was the last time: keeping one that is of no use
+    /// takes half as long again as reading it.
+    rests: u32,
+    rested: u32,
 }
 
 /// A text that was read, and what it says.
@@ -68,15 +74,22 @@ impl Again {
         }
         let Some(seen) = self.seen.get_mut(place(&name)) else { return anew(prepared, json) };
         if seen.name != name {
-            *seen = Seen { name, text: None };
+            *seen = Seen { name, ..Seen::default() };
             return anew(prepared, json);
         }
         let known = seen.text.as_ref().filter(|text| Arc::ptr_eq(&text.prepared, prepared));
         if let Some(quick) = known.and_then(|text| text.with(json)) {
+            seen.rested = 0;
             return Some(quick);
         }
         let quick = anew(prepared, json)?;
+        if seen.rests > 0 {
+            seen.rests = seen.rests.saturating_sub(1);
+            return Some(quick);
+        }
         seen.text = Text::of(prepared, json, &quick).map(Box::new);
+        seen.rests = seen.rested;
+        seen.rested = seen.rested.saturating_mul(2).clamp(1, RESTS_MAX);
         Some(quick)
     }
 }
