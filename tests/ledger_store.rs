@@ -229,6 +229,22 @@ async fn everything_comes_back_as_it_was() {
     assert_eq!(Store::<Svm>::answer(&second, kept.place).await.unwrap(), Some(kept.answer));
 }
 
+/// What is configured of a seller may change, and its channels stay.
+#[tokio::test]
+async fn a_channel_goes_over_to_what_its_seller_is_now() {
+    let (_folder, path) = folder();
+    let store = store(&path);
+    let renamed = Arc::new(Seller { withdraw_delay: 7, ..(*seller()).clone() });
+    let mut channel = record(1, 10);
+    for seller in [seller(), renamed.clone(), renamed, seller()] {
+        channel.terms.seller = seller;
+        channel.last_used = UnixMillis(channel.last_used.0 + 1);
+        store.write(vec![Write::<Svm>::Channel(Box::new(channel.clone()))]).await.unwrap();
+        let found: Snapshot = store.load().await.unwrap();
+        assert_eq!(found.channels, [channel.clone()]);
+    }
+}
+
 /// A count that was not paid for is no state that the file can have.
 #[tokio::test]
 async fn no_call_is_counted_that_was_not_paid_for() {

@@ -47,13 +47,17 @@ prop_compose! {
         (withdrawal, since, nonce, block) in (any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>()),
         signature in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200)),
         (unclaimed, used, read, closed) in any::<(Option<u32>, u32, u32, bool)>(),
+        token_version in "[12]",
     ) -> RecordOf<Evm> {
+        // Is configured, and no part of a channel's id.
+        let mut terms = terms(number);
+        Arc::make_mut(&mut terms.seller).token_version = token_version.into();
         let claimed = claimed.min(balance);
         let charged = charged.max(claimed);
         let signature = signature.map(|bytes| AnySignature::from_bytes(&bytes).unwrap());
         let voucher = signature.map(|signature| Voucher { cumulative: signed.max(charged).into(), signature });
         ChannelRecord {
-            terms: terms(number),
+            terms,
             on_chain: EvmOnChain {
                 balance: balance.into(),
                 claimed: claimed.into(),

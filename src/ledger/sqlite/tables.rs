@@ -253,14 +253,17 @@ fn run(connection: &Connection, sql: &str, params: impl Params) -> rusqlite::Res
 
 /// Writes a row that most often is there already, which costs less to update than to insert and find there. Both statements
 /// take the same values by their places, which a table's columns have: looking names up takes as long as the rest.
-fn update_or_insert(
+///
+/// The update leaves a reference to another table as it is, and finds no row where that differs. To write one, SQLite
+/// looks the other row up and copies each page first, in case there is none.
+fn update_or_replace(
     connection: &Connection,
     update: &str,
-    insert: &str,
+    replace: &str,
     values: &[&dyn ToSql],
 ) -> rusqlite::Result<()> {
     match connection.prepare_cached(update)?.execute(values)? {
-        0 => run(connection, insert, values),
+        0 => run(connection, replace, values),
         _ => Ok(()),
     }
 }

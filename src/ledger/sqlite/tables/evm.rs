@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::{
     Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
-    update_or_insert,
+    update_or_replace,
 };
 use crate::amount::Asset;
 use crate::clock::UnixMillis;
@@ -134,14 +134,14 @@ impl Tables for Evm {
 
     fn write_channel(connection: &Connection, seller: i64, channel: &RecordOf<Self>) -> rusqlite::Result<()> {
         let ChannelRecord { terms, on_chain, charged, voucher, unclaimed_since, last_used, closed } = channel;
-        update_or_insert(
+        update_or_replace(
             connection,
-            "UPDATE evm_channels SET seller = ?2, balance = ?6, claimed = ?7, withdrawal = ?8, withdraw_since = ?9,
+            "UPDATE evm_channels SET balance = ?6, claimed = ?7, withdrawal = ?8, withdraw_since = ?9,
                 withdraw_ends_at = ?10, refund_nonce = ?11, block = ?12, read_at = ?13, charged = ?14,
                 voucher_cumulative = ?15, voucher_signature = ?16, unclaimed_since = ?17,
                 last_used = ?18, closed = ?19
-             WHERE id = ?1",
-            "INSERT INTO evm_channels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+             WHERE id = ?1 AND seller = ?2",
+            "INSERT OR REPLACE INTO evm_channels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
             params![
                 terms.id.0,
                 seller,

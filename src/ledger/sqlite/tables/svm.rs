@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{
     Sellers, Tables, Texts, amount, bad, blob, lines, lines_blob, run, signed, state, state_columns, texts, unsigned,
-    update_or_insert,
+    update_or_replace,
 };
 use crate::amount::Asset;
 use crate::clock::UnixMillis;
@@ -124,13 +124,13 @@ impl Tables for Svm {
 
     fn write_channel(connection: &Connection, seller: i64, channel: &ChannelRecord) -> rusqlite::Result<()> {
         let ChannelRecord { terms, on_chain, charged, voucher, unclaimed_since, last_used, closed } = channel;
-        update_or_insert(
+        update_or_replace(
             connection,
-            "UPDATE channels SET seller = ?2, status = ?7, deposit = ?8, claimed = ?9, distributed = ?10,
-                closing_since = ?11, read_at = ?12, charged = ?13, voucher_cumulative = ?14,
-                voucher_signature = ?15, unclaimed_since = ?16, last_used = ?17, closed = ?18
-             WHERE id = ?1",
-            "INSERT INTO channels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+            "UPDATE channels SET status = ?7, deposit = ?8, claimed = ?9, distributed = ?10, closing_since = ?11,
+                read_at = ?12, charged = ?13, voucher_cumulative = ?14, voucher_signature = ?15,
+                unclaimed_since = ?16, last_used = ?17, closed = ?18
+             WHERE id = ?1 AND seller = ?2",
+            "INSERT OR REPLACE INTO channels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
             params![
                 terms.id.0,
                 seller,
