@@ -44,10 +44,11 @@ impl Zone {
         Day(i32::try_from(days).unwrap_or(i32::MAX))
     }
 
-    /// How long until the next day begins.
+    /// How long until the next day begins, or begins again: where clocks are put back over midnight, part of a day comes
+    /// twice.
     #[must_use]
     pub fn until_tomorrow(&self, now: UnixMillis) -> Duration {
-        let tomorrow = self.local(now).date().tomorrow().ok().and_then(|date| self.at(date, 0));
+        let tomorrow = self.local(now).date().tomorrow().ok().and_then(|date| self.next(date, 0, now));
         tomorrow.map_or(DAY, |tomorrow| tomorrow.since(now))
     }
 
@@ -57,11 +58,14 @@ impl Zone {
         self.0.to_datetime(Timestamp::from_millisecond(now.0).unwrap_or(far))
     }
 
-    /// When it is so many minutes past midnight on a date; the first moment after them where they are skipped.
-    fn at(&self, date: Date, minutes: u16) -> Option<UnixMillis> {
+    /// When it is next so many minutes past midnight on a date, which may be twice; the first moment after them where they
+    /// are skipped.
+    fn next(&self, date: Date, minutes: u16, now: UnixMillis) -> Option<UnixMillis> {
         let (hour, minute) = (i8::try_from(minutes / 60).ok()?, i8::try_from(minutes % 60).ok()?);
         let local = date.to_datetime(Time::new(hour, minute, 0, 0).ok()?);
-        self.0.to_timestamp(local).ok().map(|at| UnixMillis(at.as_millisecond()))
+        let when = self.0.to_ambiguous_timestamp(local);
+        let times = [when.compatible(), when.later()].into_iter().flatten();
+        times.map(|at| UnixMillis(at.as_millisecond())).find(|at| *at > now)
     }
 }
 
@@ -137,8 +141,8 @@ impl Window {
         // A week and a day: today's may be over.
         for _ in 0..8 {
             let Some(day) = date else { break };
-            let opens = self.zone.at(day, self.from).filter(|at| self.days.has(day.weekday()) && *at > now);
-            if let Some(opens) = opens {
+            let opens = self.days.has(day.weekday()).then(|| self.zone.next(day, self.from, now));
+            if let Some(opens) = opens.flatten() {
                 return opens.since(now);
             }
             date = day.tomorrow().ok();

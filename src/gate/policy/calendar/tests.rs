@@ -50,6 +50,24 @@ fn a_day_on_which_clocks_change_has_23_or_25_hours() {
     assert_eq!(santiago.until_tomorrow(first), Duration::from_secs(23 * 3600));
 }
 
+/// In St. John's clocks went from 00:01 on 30 October 1988 to 22:01 on the day before.
+#[test]
+fn a_day_that_is_gone_back_to_ends_again() {
+    let zone = zone("America/St_Johns");
+    let midnight = Window { days: Days::ALL, from: 0, to: 60, zone: zone.clone() };
+    for (now, day, minutes) in [
+        ("1988-10-30T01:29:00Z", 29, 1),
+        ("1988-10-30T01:31:00Z", 29, 119),
+        ("1988-10-30T03:29:00Z", 29, 1),
+        ("1988-10-30T03:30:00Z", 30, 24 * 60),
+    ] {
+        let now = at(now);
+        assert_eq!(zone.local(now).day(), day);
+        assert_eq!(zone.until_tomorrow(now), Duration::from_secs(minutes * 60));
+        assert_eq!(midnight.until_open(now), Duration::from_secs(minutes * 60));
+    }
+}
+
 fn window(days: Days, from: u16, to: u16, name: &str) -> Window {
     Window { days, from, to, zone: zone(name) }
 }
