@@ -1,10 +1,11 @@
 //! Payments as a thread has read them lately, so that one which differs from the last only in what it must differ in need
 //! not be read anew.
 //!
-//! A client that pays for every request sends the same text each time but for the voucher's total and signature. Owns
-//! [`Again`], which keeps the last text of some channels and knows where these two stand in it. Promises to answer what
-//! reading would: all other bytes are the same, and the two are JSON texts that are read by the same rules. Bounded: it
-//! has room for [`CHANNELS`] texts of [`TEXT_BYTES_MAX`] bytes, and keeps none before its channel has come twice.
+//! A client that pays for every request sends the same text each time but for the voucher's total and signature, and the
+//! URL where that has a query or parts that vary. Owns [`Again`], which keeps the last text of some channels on some
+//! routes and knows where these stand in it. Promises to answer what reading would: all other bytes are the same, and
+//! these are JSON texts that are read by the same rules. Bounded: it has room for [`TEXTS`] texts of [`TEXT_BYTES_MAX`]
+//! bytes, and keeps none before its channel has come to its route twice.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use crate::gate::challenge::Prepared;
 use crate::scheme::batch_settlement_evm::payload::EvmVoucher;
 use crate::x402::wire::BatchVoucher;
 
-/// How many channels have room. One may take another's.
-const CHANNELS: usize = 1024;
+/// How many texts have room. One may take another's.
+const TEXTS: usize = 1024;
 /// The longest text that is kept.
 const TEXT_BYTES_MAX: usize = 4096;
 /// What stands before a channel's name, as all clients write it.
@@ -29,15 +30,24 @@ const RESTS_MAX: u32 = 64;
 /// What of a channel's name tells it from others.
 const NAME_BYTES: usize = 16;
 
+/// What may differ.
+#[derive(Clone, Copy)]
+enum Part {
+    /// What is paid for, of which nothing is read.
+    Url,
+    Total,
+    Signature,
+}
+
 /// The texts of a thread.
 pub(super) struct Again {
     seen: Vec<Seen>,
 }
 
-/// A channel that has come.
+/// A channel that has come to a route.
 #[derive(Default)]
 struct Seen {
-    name: [u8; NAME_BYTES],
+    of: Of,
     text: Option<Box<Text>>,
     /// How many are not kept before the next that is, and how many it was the last time: keeping one that is of no use
     /// takes half as long again as reading it.
@@ -45,12 +55,19 @@ struct Seen {
     rested: u32,
 }
 
+/// Which payments are compared with each other: the beginning of their channel's name, and the address of what their
+/// route offers. Either may be somebody else's; the comparison tells.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Of {
+    name: [u8; NAME_BYTES],
+    route: usize,
+}
+
 /// A text that was read, and what it says.
 struct Text {
     bytes: Box<[u8]>,
-    /// Where the total and the signature stand, with their quotes; the one that comes first is first.
-    spots: [Range<usize>; 2],
-    is_total_first: bool,
+    /// Where what may differ stands, with its quotes, in the text's order.
+    spots: Vec<(Range<usize>, Part)>,
     /// Whose offers were looked through.
     prepared: Arc<Prepared>,
     quick: Quick,
@@ -68,18 +85,18 @@ impl Again {
         json: &[u8],
         anew: impl FnOnce(&Prepared, &[u8]) -> Option<Quick>,
     ) -> Option<Quick> {
-        let Some(name) = name(json) else { return anew(prepared, json) };
+        let Some(of) = Of::read(prepared, json) else { return anew(prepared, json) };
         if self.seen.is_empty() {
-            self.seen.resize_with(CHANNELS, Seen::default);
+            self.seen.resize_with(TEXTS, Seen::default);
         }
-        let Some(seen) = self.seen.get_mut(place(&name)) else { return anew(prepared, json) };
-        if seen.name != name {
-            *seen = Seen { name, ..Seen::default() };
+        let Some(seen) = self.seen.get_mut(of.place()) else { return anew(prepared, json) };
+        if seen.of != of {
+            *seen = Seen { of, ..Seen::default() };
             return anew(prepared, json);
         }
         let known = seen.text.as_ref().filter(|text| Arc::ptr_eq(&text.prepared, prepared));
         if let Some(quick) = known.and_then(|text| text.with(json)) {
-            seen.rested = 0;
+            (seen.rests, seen.rested) = (0, 0);
             return Some(quick);
         }
         let quick = anew(prepared, json)?;
@@ -94,17 +111,19 @@ impl Again {
     }
 }
 
-/// The beginning of the channel's name, where it stands as clients write it. It may be anything: nothing is believed of
-/// it.
-fn name(json: &[u8]) -> Option<[u8; NAME_BYTES]> {
-    let start = memmem::find(json, CHANNEL)?.checked_add(CHANNEL.len())?;
-    json.get(start..)?.first_chunk().copied()
-}
+impl Of {
+    /// Of a payment whose channel's name stands where clients write it.
+    fn read(prepared: &Arc<Prepared>, json: &[u8]) -> Option<Self> {
+        let start = memmem::find(json, CHANNEL)?.checked_add(CHANNEL.len())?;
+        let name = json.get(start..)?.first_chunk().copied()?;
+        Some(Self { name, route: Arc::as_ptr(prepared).addr() })
+    }
 
-fn place(name: &[u8; NAME_BYTES]) -> usize {
-    // Names are digests, written out: any of their bytes are as good as a hash.
-    let number = name.iter().fold(0_usize, |number, byte| number.wrapping_mul(31).wrapping_add(usize::from(*byte)));
-    number % CHANNELS
+    fn place(&self) -> usize {
+        // Names are digests, written out: any of their bytes are as good as a hash.
+        let digits = self.name.iter().map(|byte| usize::from(*byte));
+        digits.fold(self.route >> 4, |number, digit| number.wrapping_mul(31).wrapping_add(digit)) % TEXTS
+    }
 }
 
 impl Text {
@@ -112,30 +131,37 @@ impl Text {
         if json.len() > TEXT_BYTES_MAX {
             return None;
         }
-        let Payment { payload: Payload { voucher } } = serde_json::from_slice(json).ok()?;
-        let spot = |value: &RawValue| {
+        let Payment { resource, payload: Payload { voucher } } = serde_json::from_slice(json).ok()?;
+        let spot = |value: &RawValue, part| {
             let start = value.get().as_ptr().addr().checked_sub(json.as_ptr().addr())?;
             let spot = start..start.checked_add(value.get().len())?;
-            (text(json.get(spot.clone())?)?.1.is_empty()).then_some(spot)
+            text(json.get(spot.clone())?)?.1.is_empty().then_some((spot, part))
         };
-        let (total, signature) = (spot(voucher.max_claimable_amount)?, spot(voucher.signature)?);
-        let is_total_first = total.start < signature.start;
-        let spots = if is_total_first { [total, signature] } else { [signature, total] };
+        let mut spots =
+            vec![spot(voucher.max_claimable_amount, Part::Total)?, spot(voucher.signature, Part::Signature)?];
+        spots.extend(resource.and_then(|resource| spot(resource.url, Part::Url)));
+        spots.sort_by_key(|(spot, _)| spot.start);
         let (bytes, prepared) = (json.into(), Arc::clone(prepared));
-        Some(Self { bytes, spots, is_total_first, prepared, quick: quick.clone() })
+        Some(Self { bytes, spots, prepared, quick: quick.clone() })
     }
 
-    /// What a text says that differs from this one in the two spots at most; `None` where it differs elsewhere.
+    /// What a text says that differs from this one in the spots at most; `None` where it differs elsewhere.
     fn with(&self, json: &[u8]) -> Option<Quick> {
-        let [first, second] = &self.spots;
-        let rest = json.strip_prefix(self.bytes.get(..first.start)?)?;
-        let (one, rest) = text(rest)?;
-        let rest = rest.strip_prefix(self.bytes.get(first.end..second.start)?)?;
-        let (other, rest) = text(rest)?;
-        if rest != self.bytes.get(second.end..)? {
+        let (mut total, mut signature) = (&[][..], &[][..]);
+        let (mut rest, mut same) = (json, 0);
+        for (spot, part) in &self.spots {
+            let (found, after) = text(rest.strip_prefix(self.bytes.get(same..spot.start)?)?)?;
+            match part {
+                Part::Total => total = found,
+                Part::Signature => signature = found,
+                Part::Url if self.bytes.get(spot.clone()) == Some(found) => {}
+                Part::Url => drop(serde_json::from_slice::<&str>(found).ok()?),
+            }
+            (rest, same) = (after, spot.end);
+        }
+        if rest != self.bytes.get(same..)? {
             return None;
         }
-        let (total, signature) = if self.is_total_first { (one, other) } else { (other, one) };
         let max_claimable_amount = serde_json::from_slice(total).ok()?;
         let voucher = match &self.quick.voucher {
             QuickVoucher::Svm(paid) => {
@@ -163,11 +189,19 @@ fn text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     bytes.split_at_checked(end.checked_add(2)?)
 }
 
-/// Where in a payment the two stand.
+/// Where in a payment these stand.
 #[derive(Deserialize)]
 struct Payment<'a> {
+    #[serde(borrow, default)]
+    resource: Option<Resource<'a>>,
     #[serde(borrow)]
     payload: Payload<'a>,
+}
+
+#[derive(Deserialize)]
+struct Resource<'a> {
+    #[serde(borrow)]
+    url: &'a RawValue,
 }
 
 #[derive(Deserialize)]

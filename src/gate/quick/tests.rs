@@ -238,15 +238,54 @@ fn the_next_payment_of_a_channel_is_not_read_anew() {
         payment["accepted"]["extra"]["recentSlot"] = json!(7);
         assert!(!pay(&mut payment, 9000, &signatures[0]));
         assert!(pay(&mut payment, 10_000, &signatures[1]));
-        // Another route's challenge has other offers.
+        // Another route's challenge has other offers, and is told apart.
         let other = self::prepared();
         assert!(!reads_the_same(&mut again, &other, &payment.to_string()));
+        assert!(!reads_the_same(&mut again, &other, &payment.to_string()));
+        assert!(reads_the_same(&mut again, &prepared, &payment.to_string()));
+        assert!(reads_the_same(&mut again, &other, &payment.to_string()));
+        // What is asked for may differ each time, where it is plain text.
+        for (url, known) in [("http://a/quote/BTC?n=1", true), ("é", true), ("", true), ("\\", false), ("a\nb", false)]
+        {
+            let mut elsewhere = payment.clone();
+            elsewhere["resource"]["url"] = json!(url);
+            assert_eq!(reads_the_same(&mut again, &prepared, &elsewhere.to_string()), known, "{url}");
+        }
+        for broken in ["\u{1}", "\"", "\",\"url\":\""] {
+            let text = payment.to_string().replace("http://a/quote", broken);
+            assert!(!reads_the_same(&mut again, &prepared, &text), "{broken}");
+        }
         // What is said twice is not read at all, and what follows is.
         let text = payment.to_string();
         let twice = text.replacen("\"signature\":", "\"signature\":\"1\",\"signature\":", 1);
         assert!(!reads_the_same(&mut again, &prepared, &twice));
         assert!(!reads_the_same(&mut again, &prepared, &format!("{text} {{}}")));
     }
+}
+
+/// Keeping a text takes half as long again as reading it, so where it is of no use it is done ever more seldom, and where
+/// it is of use again it comes back.
+#[test]
+fn texts_that_always_differ_are_kept_seldom() {
+    let prepared = prepared();
+    let [mut payment, _] = payments(&prepared);
+    let mut again = Again::new();
+    let mut pay = |slot: u32| {
+        payment["accepted"]["extra"]["recentSlot"] = json!(slot);
+        reads_the_same(&mut again, &prepared, &payment.to_string())
+    };
+    // How many of the same it takes until one is not read anew, after some that differ.
+    let mut until_known = |differing: std::ops::Range<u32>| {
+        let last = differing.end;
+        assert!(!differing.into_iter().any(&mut pay));
+        (1..).find(|_| pay(last)).unwrap()
+    };
+    assert_eq!(until_known(0..2), 2);
+    // After 1, 2, 4 and so on up to 64 that are not kept, and as many again.
+    let seldom = until_known(1000..1300);
+    assert!((3..=66).contains(&seldom), "{seldom}");
+    // What was of use once is at hand again.
+    assert!(until_known(2000..2001) < 4);
 }
 
 /// The places of all values in a tree.
