@@ -10,6 +10,7 @@ pub mod key;
 pub mod network;
 pub mod payment_identifier;
 pub mod reason;
+pub(crate) mod recent;
 pub mod v1;
 pub mod wire;
 

@@ -15,6 +15,8 @@ use sha3::{Digest, Keccak256};
 
 pub use uint::{U256, U256Error};
 
+use super::recent::{Recent, recent};
+
 /// The longest signature of a contract (ERC-1271, ERC-6492) that is read; it has to fit a payment header thrice.
 pub const SIGNATURE_BYTES_MAX: usize = 4096;
 
@@ -148,15 +150,27 @@ impl Address {
 impl fmt::Display for Address {
     /// With the checksum of EIP-55.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = recent(&WRITTEN, &self.0, || self.checksummed()).ok_or(fmt::Error)?;
+        f.pad(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+    }
+}
+
+thread_local! {
+    /// A paid request's addresses are written four times, and each checksum is a hash.
+    static WRITTEN: Recent<20, [u8; 42]> = const { Recent::new(256) };
+}
+
+impl Address {
+    fn checksummed(&self) -> Option<[u8; 42]> {
         let mut digits = [0; 40];
-        const_hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
+        const_hex::encode_to_slice(self.0, &mut digits).ok()?;
         let hash = keccak256(&digits);
         let mut text = *b"0x0000000000000000000000000000000000000000";
         for (n, (digit, place)) in digits.iter().zip(&mut text[2..]).enumerate() {
             let half = hash.0[n / 2] >> (if n % 2 == 0 { 4 } else { 0 }) & 0xF;
             *place = if half >= 8 { digit.to_ascii_uppercase() } else { *digit };
         }
-        f.pad(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        Some(text)
     }
 }
 

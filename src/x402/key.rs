@@ -3,11 +3,12 @@
 //! Every paid request reads and writes a dozen of these, so both lengths are known beforehand to what converts: `five8`
 //! reads them. They are written by what is here, in a fraction of what `five8` takes where it is built without vectors.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::recent::{Recent, recent};
 
 /// 32 bytes that name an account, a program, a mint or a channel.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,61 +30,34 @@ impl AsRef<[u8]> for Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = usize::from(self.0[PLACE_BY]);
-        let is_known = |known: &&KeyText| known.length > 0 && known.key == *self;
-        let known = WRITTEN.try_with(|written| written.borrow().get(place).filter(is_known).copied());
-        let text = match known {
-            Ok(Some(known)) => known,
-            Ok(None) | Err(_) => self.write(place).ok_or(fmt::Error)?,
-        };
+        let text = recent(&WRITTEN, &self.0, || KeyText::of(self)).ok_or(fmt::Error)?;
         f.pad(text.as_str().ok_or(fmt::Error)?)
     }
 }
 
-impl Key {
-    /// Makes the text, and keeps it for the next time.
-    fn write(&self, place: usize) -> Option<KeyText> {
-        let mut digits = [[0; GROUP]; 9];
-        let number = encode::<8, 9>(&self.0, &mut digits)?;
-        let mut text = KeyText { key: *self, length: number.len(), ..KeyText::NONE };
-        text.text.get_mut(..number.len())?.copy_from_slice(number);
-        // A thread that is about to end keeps nothing.
-        let _kept = WRITTEN.try_with(|written| {
-            let mut written = written.borrow_mut();
-            if written.is_empty() {
-                written.resize(PLACES, KeyText::NONE);
-            }
-            if let Some(kept) = written.get_mut(place) {
-                *kept = text;
-            }
-        });
-        Some(text)
-    }
-}
-
-/// Of how many keys a thread keeps the text. A paid request's two keys are written seven times, in its answer, to the
-/// upstream and in the audit record.
-const PLACES: usize = 256;
-/// The byte that says where. Most keys are digests, or as good as random.
-const PLACE_BY: usize = 16;
-
 thread_local! {
-    static WRITTEN: RefCell<Vec<KeyText>> = const { RefCell::new(Vec::new()) };
+    /// A paid request's two keys are written seven times, in its answer, to the upstream and in the audit record.
+    static WRITTEN: Recent<32, KeyText> = const { Recent::new(256) };
 }
 
-/// A key and its text; of length 0 where nothing is kept.
+/// A key's text, which has at most 44 digits.
 #[derive(Clone, Copy)]
 struct KeyText {
-    key: Key,
-    text: [u8; 45],
-    length: usize,
+    digits: [u8; 45],
+    length: u8,
 }
 
 impl KeyText {
-    const NONE: Self = Self { key: Key([0; 32]), text: [0; 45], length: 0 };
+    fn of(key: &Key) -> Option<Self> {
+        let mut room = [[0; GROUP]; 9];
+        let written = encode::<8, 9>(&key.0, &mut room)?;
+        let mut digits = [0; 45];
+        digits.get_mut(..written.len())?.copy_from_slice(written);
+        Some(Self { digits, length: u8::try_from(written.len()).ok()? })
+    }
 
     fn as_str(&self) -> Option<&str> {
-        std::str::from_utf8(self.text.get(..self.length)?).ok()
+        std::str::from_utf8(self.digits.get(..self.length.into())?).ok()
     }
 }
 

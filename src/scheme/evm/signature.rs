@@ -12,6 +12,7 @@ use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 use secp256k1::{Message, PublicKey};
 
 use crate::x402::evm::{Address, AnySignature, B256, EvmSignature, keccak256};
+use crate::x402::recent::{Recent, recent};
 
 /// Half of the curve's order: the greatest `s` that is not refused as malleable.
 const S_MAX: [u8; 32] = B256::literal("0x7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0").0;
@@ -34,10 +35,12 @@ pub fn recover(digest: &B256, signature: &EvmSignature) -> Option<PublicKey> {
 /// The address of a key.
 #[must_use]
 pub fn address_of(key: &PublicKey) -> Address {
-    let hash = keccak256(&key.serialize_uncompressed()[1..]);
-    let mut address = Address::ZERO;
-    address.0.copy_from_slice(&hash.0[12..]);
-    address
+    let [_, point @ ..] = key.serialize_uncompressed();
+    recent(&KEPT, &point, || keccak256(&point).0.last_chunk().copied().map(Address)).unwrap_or_default()
+}
+
+thread_local! {
+    static KEPT: Recent<64, Address> = const { Recent::new(1024) };
 }
 
 /// The address that a contract would recover, never [`Address::ZERO`].

@@ -5,18 +5,15 @@
 //! encoding of a point that is computed anyway, and eight canonical encodings are of small order; so it is enough not to
 //! be one of them. Keys that sign often are kept decompressed, their order known; a memory that changes no outcome.
 
-use std::cell::RefCell;
-
 use ed25519_dalek::{Verifier, VerifyingKey};
 
 use crate::x402::Key;
 use crate::x402::key::Signature;
-
-/// How many keys each thread keeps, a quarter of a kilobyte each. A key that falls on another's place takes it.
-const KEYS_KEPT: usize = 1024;
+use crate::x402::recent::{Recent, recent};
 
 thread_local! {
-    static KEPT: RefCell<Vec<Option<(Key, VerifyingKey)>>> = RefCell::new(vec![None; KEYS_KEPT]);
+    /// A quarter of a kilobyte each.
+    static KEPT: Recent<32, VerifyingKey> = const { Recent::new(1024) };
 }
 
 /// Whether `signature` over `message` verifies under `key` by the rules of the chain.
@@ -32,18 +29,7 @@ pub fn verify_strict(key: &Key, message: &[u8], signature: &Signature) -> bool {
 
 /// A key that can sign at all: a point, and not of small order.
 fn decompressed(key: &Key) -> Option<VerifyingKey> {
-    KEPT.with_borrow_mut(|kept| {
-        let [a, b, ..] = key.0;
-        let place = kept.get_mut(usize::from(u16::from_le_bytes([a, b])) % KEYS_KEPT)?;
-        if let Some((of, kept)) = place
-            && of == key
-        {
-            return Some(*kept);
-        }
-        let fresh = VerifyingKey::from_bytes(&key.0).ok().filter(|key| !key.is_weak())?;
-        *place = Some((*key, fresh));
-        Some(fresh)
-    })
+    recent(&KEPT, &key.0, || VerifyingKey::from_bytes(&key.0).ok().filter(|key| !key.is_weak()))
 }
 
 /// The canonical encodings of the points whose order divides eight.
