@@ -186,6 +186,8 @@ impl Merchant {
         let options = LayerOptions {
             public_url: config.public_url.as_ref().map(|url| url.to_string().into()),
             cors: cors(config),
+            // What is inside hands the upstream its headers, past the proxy's own rules for them.
+            extension_only: true,
         };
         let layer = TurnpikeLayer::new(Arc::clone(&gate), Table(Arc::new(table)), options);
 

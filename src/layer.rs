@@ -78,6 +78,8 @@ pub struct LayerOptions {
     pub public_url: Option<Arc<str>>,
     /// Whose scripts may pay.
     pub cors: Cors,
+    /// Whether the inner service reads who paid from the [`Paid`] extension, and gets no `Turnpike-*` headers.
+    pub extension_only: bool,
 }
 
 /// What became of a request: an extension of the response, for metrics and logs outside.
@@ -278,7 +280,10 @@ impl Shared {
             Outcome::Replayed(answer) => return Ok(ours(reply::replayed(&answer), Verdict::Replayed)),
             Outcome::Answered(settlement) => return Ok(ours(reply::refunded(&settlement), Verdict::Refunded)),
         };
-        introduce(&mut parts, admission.paid());
+        if !self.options.extension_only {
+            admission.paid().write(&mut parts.headers);
+        }
+        parts.extensions.insert(admission.paid().clone());
         if admission.meter().is_some_and(Meter::reads_json) {
             // What is compressed cannot be read.
             parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -339,11 +344,11 @@ impl Shared {
     /// The resource as the client asked for it.
     fn url(&self, parts: &Parts, host: Option<&str>, target: &str) -> String {
         if let Some(base) = &self.options.public_url {
-            return format!("{}{target}", base.trim_end_matches('/'));
+            return [base.trim_end_matches('/'), target].concat();
         }
         let scheme = parts.uri.scheme_str().unwrap_or("http");
         match host {
-            Some(host) => format!("{scheme}://{host}{target}"),
+            Some(host) => [scheme, "://", host, target].concat(),
             None => target.to_owned(),
         }
     }
@@ -551,26 +556,23 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Tells the inner service who paid: as an extension for a service in this process, as headers for one behind it.
-fn introduce(parts: &mut Parts, paid: &Paid) {
-    paid.write(&mut parts.headers);
-    parts.extensions.insert(paid.clone());
-}
-
 impl Paid {
     /// Writes the `Turnpike-*` headers. The amount is in the asset's atomic units.
     pub fn write(&self, headers: &mut HeaderMap) {
+        for (name, value) in self.headers() {
+            headers.insert(name, value);
+        }
+    }
+
+    /// The `Turnpike-*` headers, as [`Paid::write`] writes them.
+    pub fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
         let values = [
             (PAYER, Some(self.payer.to_string())),
             (AMOUNT, Some(self.amount.to_string())),
             (CHANNEL, self.channel.map(|channel| channel.to_string())),
             (NETWORK, Some(self.network.to_string())),
         ];
-        for (name, value) in values {
-            // Base58, hexadecimal, digits and CAIP-2 names are always a header's value.
-            if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
-                headers.insert(name, value);
-            }
-        }
+        // Base58, hexadecimal, digits and CAIP-2 names are always a header's value.
+        values.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(value?).ok()?)))
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response};
 use parking_lot::RwLock;
 use pin_project_lite::pin_project;
 use tower::Service;
@@ -17,13 +17,10 @@ use tower::Service;
 use crate::amount::Amount;
 use crate::gate::route::{Match, Pricing, Route, RouteTable, Unlisted};
 use crate::layer::{Paid, ResponseBody, RouteMatch, Routes, Simple, Verdict};
-use crate::proxy::headers::{TURNPIKE_AMOUNT, TURNPIKE_CHANNEL, TURNPIKE_NETWORK, TURNPIKE_PAYER};
 use crate::proxy::{Body, Destination, Failure, Injected};
 use crate::telemetry::{Counter, Outcome, RequestId, RouteMetrics, Scoped, Telemetry};
 use crate::x402::Network;
 
-/// What tells the upstream who paid.
-const TURNPIKE: [HeaderName; 4] = [TURNPIKE_PAYER, TURNPIKE_AMOUNT, TURNPIKE_CHANNEL, TURNPIKE_NETWORK];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The name of requests that no route lists, in metrics.
 const UNLISTED: &str = "(unlisted)";
@@ -270,14 +267,8 @@ where
         if let Some(route) = route.as_ref().filter(|route| route.upstream.is_some() || route.timeout.is_some()) {
             extensions.insert(Destination { upstream: route.upstream.clone(), timeout: route.timeout });
         }
-        if extensions.remove::<Paid>().is_some() {
-            // Written by the layer, and to pass where what comes from outside under such names does not.
-            let headers = request.headers_mut();
-            let mut injected = HeaderMap::with_capacity(TURNPIKE.len());
-            for name in &TURNPIKE {
-                injected.extend(headers.remove(name).map(|value| (name.clone(), value)));
-            }
-            request.extensions_mut().insert(Injected(injected));
+        if let Some(paid) = extensions.remove::<Paid>() {
+            extensions.insert(Injected(paid.headers().collect()));
         }
         let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
         Asking { answer: self.inner.call(request), started, route, metrics }

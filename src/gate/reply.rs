@@ -226,6 +226,10 @@ fn tell(headers: &mut HeaderMap, settlement: &SettlementResponse, version: Versi
 
 /// `Cache-Control: private`, unless the upstream is as strict or stricter. What it says of shared caches goes.
 fn keep_private(headers: &mut HeaderMap) {
+    if !headers.contains_key(CACHE_CONTROL) {
+        headers.insert(CACHE_CONTROL, PRIVATE);
+        return;
+    }
     let values: Vec<_> = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).collect();
     let directives = values.iter().flat_map(|value| value.split(',')).map(str::trim);
     let named = |directive: &str, name: &str| {

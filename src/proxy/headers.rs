@@ -10,20 +10,11 @@ use std::net::IpAddr;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Uri};
 
-/// Header fields that a layer in front wants the upstream to see, given as a request extension.
+/// Header fields that a layer in front wants the upstream to see, each name once, given as a request extension.
 ///
-/// They are added after [`strip_request`], so that a value from the outside can never stand in their place.
+/// They are written after [`strip_request`], so that a value from the outside can never stand in their place.
 #[derive(Clone, Debug, Default)]
-pub struct Injected(pub HeaderMap);
-
-/// Says who pays: the payer's address.
-pub const TURNPIKE_PAYER: HeaderName = HeaderName::from_static("turnpike-payer");
-/// Says what was reserved for the call, in atomic units.
-pub const TURNPIKE_AMOUNT: HeaderName = HeaderName::from_static("turnpike-amount");
-/// Says which channel pays.
-pub const TURNPIKE_CHANNEL: HeaderName = HeaderName::from_static("turnpike-channel");
-/// Says on which network, as CAIP-2.
-pub const TURNPIKE_NETWORK: HeaderName = HeaderName::from_static("turnpike-network");
+pub struct Injected(pub Vec<(HeaderName, HeaderValue)>);
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -53,7 +44,7 @@ fn is_payment(name: &str) -> bool {
     )
 }
 
-/// Removes from a request all that ends at the proxy; what [`Injected`] adds comes after.
+/// Removes from a request all that ends at the proxy; what [`Injected`] says comes after.
 ///
 /// `Expect` goes too: the proxy itself answers `100 Continue`, when the upstream begins to take the body. `TE` stays as
 /// far as it asks for trailers. A field spelled with `_` for `-` is taken for the same field, as CGI and WSGI servers

@@ -253,8 +253,8 @@ impl Upstream {
         if let Some(peer) = peer {
             headers::forwarded(headers, peer.address.ip(), peer.tls, self.settings.trust_forwarded);
         }
-        if let Some(Injected(injected)) = injected {
-            headers.extend(injected);
+        for (name, value) in injected.into_iter().flat_map(|Injected(fields)| fields) {
+            headers.insert(name, value);
         }
         let protocol = protocol?;
         headers.remove(TE);

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -113,7 +113,7 @@ async fn headers_that_end_at_the_proxy() {
              x-forwarded-host: {host}\nx-forwarded-proto: http"
         )
     );
-    let mut names: Vec<_> = headers.keys().map(http::HeaderName::as_str).collect();
+    let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
     assert_eq!(names, ["content-length", "date", "x-kept"]);
 }
@@ -238,9 +238,8 @@ where
             return Box::pin(async move { Ok(response) });
         }
         assert_eq!(request.extensions().get::<Peer>().map(|peer| peer.tls), Some(false));
-        let mut injected = HeaderMap::new();
-        injected.insert("turnpike-payer", "alice".parse().unwrap());
-        request.extensions_mut().insert(Injected(injected));
+        let injected = (HeaderName::from_static("turnpike-payer"), HeaderValue::from_static("alice"));
+        request.extensions_mut().insert(Injected(vec![injected]));
         let (answer, seen) = (self.inner.call(request), self.seen.clone());
         Box::pin(async move {
             let answer = answer.await;
