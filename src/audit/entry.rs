@@ -225,7 +225,9 @@ struct Escaped<'a>(&'a mut String);
 
 impl Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+        // All bytes, whatever the first ones are: so they are looked at sixteen at a time.
+        let is_special = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
+        if !text.bytes().fold(false, |found, byte| found | is_special(byte)) {
             self.0.push_str(text);
             return Ok(());
         }

@@ -23,6 +23,7 @@ use self::peer::Peer;
 use self::pieces::Piece;
 use self::report::IDLE_BYTES_MAX;
 use super::output::{Output, Style};
+use super::serve::stop_signal;
 use super::{Failure, runtime};
 
 /// Why a measurement cannot be made. It is for people, and ends the run.
@@ -96,9 +97,17 @@ pub fn run(args: Args, output: &mut Output) -> Result<(), Failure> {
         channels: args.channels,
         peers: args.peer,
     };
-    let report = runtime()?.block_on(compare::run(&plan, &mut |step| output.progress(step)));
+    let mut progress = |step: &str| output.progress(step);
+    let report = runtime()?.block_on(async {
+        tokio::select! {
+            biased;
+            // What was started and written ends with what is dropped here, which a signal by itself would not do.
+            stopped = stop_signal() => Err(stopped.err().unwrap_or_else(|| Failure::failed("stopped by a signal"))),
+            report = compare::run(&plan, &mut progress) => report.map_err(Failure::failed),
+        }
+    });
     output.progress("");
-    let report = report.map_err(Failure::failed)?;
+    let report = report?;
     if args.json {
         output.line(serde_json::to_string(&report).map_err(Failure::failed)?);
         return Ok(());

@@ -44,7 +44,7 @@ const LOAD_WAITING_MAX: usize = 4;
 /// costs all of them more than the wait does. Where fewer come, nobody waits.
 const COMPANY: usize = 4;
 /// How long. A flush takes several times as long.
-const COMPANY_WAIT: Duration = Duration::from_micros(150);
+const COMPANY_WAIT: Duration = Duration::from_micros(50);
 
 /// How the store works.
 #[derive(Clone, Debug)]

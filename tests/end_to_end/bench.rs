@@ -1,10 +1,11 @@
 //! `turnpike bench` measures every contender that this machine has, and leaves nothing behind.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-use super::support::{BINARY, directory};
+use super::support::{BINARY, Process, directory, project};
 
 #[test]
 fn every_contender_is_measured_and_nothing_is_left_behind() {
@@ -55,6 +56,28 @@ fn every_contender_is_measured_and_nothing_is_left_behind() {
     assert_eq!(report["ratios"].as_array().unwrap().len(), 7);
     assert!(report["idle_channel_bytes"].is_number());
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "its directory goes with it");
+}
+
+/// The processes that work in a directory.
+fn at_work(place: &Path) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter(|process| process.path().join("cwd").read_link().is_ok_and(|cwd| cwd.starts_with(place))).count()
+}
+
+#[test]
+fn a_signal_ends_the_run_and_all_that_it_started() {
+    let place = directory();
+    let arguments = ["bench", "--rounds", "1000", "--connections", "2", "--only", "free", "--dir"];
+    let mut bench = Process::start(Command::new(BINARY).args(arguments).arg(place.path()).current_dir(project("")));
+    while at_work(place.path()) == 0 {
+        assert!(bench.child.try_wait().unwrap().is_none(), "it runs until it is told to end");
+        std::thread::yield_now();
+    }
+    bench.signal("-TERM");
+    assert_eq!(bench.child.wait().unwrap().code(), Some(1));
+    bench.wait_for("why it ended", |line| line.contains("stopped by a signal").then_some(()));
+    assert_eq!(at_work(place.path()), 0);
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
 }
 
 #[test]
