@@ -6,6 +6,7 @@
 
 pub mod compare;
 mod crowd;
+mod floor;
 pub mod load;
 pub mod peer;
 pub mod pieces;

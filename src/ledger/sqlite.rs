@@ -42,9 +42,9 @@ const LOAD_WAITING_MAX: usize = 4;
 
 /// Where a flush has served so many calls, the next one waits a little for those that are on their way: one flush more
 /// costs all of them more than the wait does. Where fewer come, nobody waits.
-const COMPANY: usize = 4;
+pub(crate) const COMPANY: usize = 4;
 /// How long. A flush takes several times as long.
-const COMPANY_WAIT: Duration = Duration::from_micros(50);
+pub(crate) const COMPANY_WAIT: Duration = Duration::from_micros(50);
 
 /// How the store works.
 #[derive(Clone, Debug)]

@@ -40,6 +40,7 @@ fn every_contender_is_measured_and_nothing_is_left_behind() {
             "Turnpike, free route",
             "Turnpike, unpaid: 402",
             "Turnpike, paid, Ed25519",
+            "bare proxy that checks and records",
             "Turnpike, on a pass",
             "Turnpike, paid, Ed25519, ledger in memory",
             "Turnpike, paid, EVM",

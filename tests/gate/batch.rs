@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, StatusCode};
 use serde_json::json;
 use turnpike::amount::Amount;
 use turnpike::gate::{AdmitRequest, Outcome, PaymentHeader};
-use turnpike::layer::Verdict;
+use turnpike::layer::{LayerOptions, Verdict};
 use turnpike::scheme::svm::program::ChannelStatus;
 use turnpike::x402::{Account, Reason};
 
@@ -80,6 +80,23 @@ async fn the_upstream_learns_who_paid_and_sees_no_payment() {
     assert_eq!(seen.headers["turnpike-network"], seller().network.as_str());
     assert_eq!(seen.paid.unwrap().payer, Account::Svm(client.terms.payer));
     assert_eq!(&*seen.body, BODY);
+}
+
+#[tokio::test]
+async fn who_paid_can_be_left_to_the_extension() {
+    let client = Client::new(7);
+    let (house, _) = house_with(&client, 5_000).await;
+    let site = Site::with(&house, LayerOptions { extension_only: true, ..LayerOptions::default() });
+    let offer = site.offer("/quote").await;
+    let request = http::Request::get("/quote")
+        .header("PAYMENT-SIGNATURE", header(&offer, &client.pays(1000)))
+        .header("turnpike-payer", "forged")
+        .body(http_body_util::Full::new(bytes::Bytes::new()))
+        .unwrap();
+    assert!(site.send(request).await.unwrap().settlement().unwrap().success);
+    let seen = site.seen.lock().pop().unwrap();
+    assert!(!seen.headers.keys().any(|name| name.as_str().starts_with("turnpike-")), "{:?}", seen.headers);
+    assert_eq!(seen.paid.unwrap().payer, Account::Svm(client.terms.payer));
 }
 
 #[tokio::test]

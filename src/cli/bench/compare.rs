@@ -21,7 +21,7 @@ use super::purse::{EvmPayer, Purse};
 use super::report::{Measured, Report};
 use super::stage::Stage;
 use crate::scheme::evm::signature;
-use crate::scheme::svm::program::voucher_message;
+use crate::scheme::svm::program::{VOUCHER_MESSAGE_BYTES, voucher_message};
 use crate::scheme::svm::verify_strict;
 use crate::x402::Key;
 use crate::x402::evm::keccak256;
@@ -52,6 +52,8 @@ pub struct Plan {
 
 /// The yardstick's name.
 pub const BARE: &str = "bare hyper proxy";
+/// The least that a paid proxy on hyper does.
+pub const FLOOR: &str = "bare proxy that checks and records";
 
 /// Who is measured.
 pub(super) struct Contender {
@@ -152,22 +154,17 @@ impl Verified {
     }
 
     fn measure_alone() -> Result<Self, BenchError> {
-        const KEYS: u8 = 64;
         const TIMES: u32 = 2_000;
-        let mut svm = Vec::new();
+        let svm = Signed::all();
         let mut evm = Vec::new();
-        for number in 1..=KEYS {
-            let key = SigningKey::from_bytes(&[number; 32]);
-            let message = voucher_message(&Key([number; 32]), 1, 0);
-            let signature = Signature(key.sign(&message).to_bytes());
-            svm.push((Key(key.verifying_key().to_bytes()), message, signature));
-            let digest = keccak256(&message);
+        for (number, signed) in (1..).zip(&svm) {
+            let digest = keccak256(&signed.message);
             evm.push((digest, EvmPayer::new([number; 32])?.sign(&digest)));
         }
         let each = |started: Instant| started.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES);
-        let times = || (0..TIMES).map(|time| time as usize % usize::from(KEYS));
+        let times = || (0..TIMES).map(|time| time as usize % svm.len());
         let started = Instant::now();
-        let passed = times().all(|at| svm.get(at).is_some_and(|(key, message, s)| verify_strict(key, message, s)));
+        let passed = times().all(|at| svm.get(at).is_some_and(Signed::verifies));
         let ed25519 = each(started);
         let started = Instant::now();
         let passed = passed && times().all(|at| evm.get(at).is_some_and(|(d, s)| signature::signer(d, s).is_some()));
@@ -175,5 +172,30 @@ impl Verified {
             return Err("a signature of our own does not verify".into());
         }
         Ok(Self { ed25519, evm: each(started) })
+    }
+}
+
+/// A voucher and its signature.
+pub(super) struct Signed {
+    key: Key,
+    message: [u8; VOUCHER_MESSAGE_BYTES],
+    signature: Signature,
+}
+
+impl Signed {
+    /// Those of 64 keys.
+    pub(super) fn all() -> Vec<Self> {
+        let signed = |number| {
+            let key = SigningKey::from_bytes(&[number; 32]);
+            let message = voucher_message(&Key([number; 32]), 1, 0);
+            let signature = Signature(key.sign(&message).to_bytes());
+            Self { key: Key(key.verifying_key().to_bytes()), message, signature }
+        };
+        (1..=64).map(signed).collect()
+    }
+
+    /// Checks it.
+    pub(super) fn verifies(&self) -> bool {
+        verify_strict(&self.key, &self.message, &self.signature)
     }
 }

@@ -1,5 +1,5 @@
-//! The other ends of a measurement, each a process of its own: the upstream, the proxy that does nothing but pass on, and
-//! a facilitator.
+//! The other ends of a measurement, each a process of its own: the upstream, the proxies that do nothing but pass on, or
+//! little more (`floor.rs`), and a facilitator.
 //!
 //! The bare proxy is the yardstick: hyper's server and hyper-util's client, one current-thread runtime for each
 //! processor on one port, as Turnpike has it, and nothing of what makes a proxy safe. The facilitator stands in for an
@@ -7,7 +7,9 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -23,6 +25,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
 use super::BenchError;
+use super::floor::{self, Checks, Lines};
 use crate::scheme::evm::eip712::{ChannelConfig, Domain as EvmDomain, channel_id};
 use crate::x402::Network;
 
@@ -40,6 +43,8 @@ pub enum Piece {
     Upstream,
     /// Passes everything on.
     Bare(SocketAddr),
+    /// The same, but for a signature's check and a line in this file for each request (`floor.rs`).
+    Floor(SocketAddr, PathBuf),
     /// Says that every channel of `batch-settlement` on this EVM network is full.
     Facilitator(Network),
 }
@@ -51,10 +56,14 @@ impl FromStr for Piece {
         match text.split_once('=') {
             None if text == "upstream" => Ok(Self::Upstream),
             Some(("bare", address)) => address.parse().map(Self::Bare).map_err(|_| format!("{address} is no address")),
+            Some(("floor", rest)) => {
+                let (address, file) = rest.split_once('@').ok_or("floor=ADDRESS@FILE")?;
+                address.parse().map(|to| Self::Floor(to, file.into())).map_err(|_| format!("{address} is no address"))
+            }
             Some(("facilitator", network)) => {
                 network.parse().map(Self::Facilitator).map_err(|error| format!("{error:?}"))
             }
-            _ => Err("upstream, bare=ADDRESS or facilitator=NETWORK".to_owned()),
+            _ => Err("upstream, bare=ADDRESS, floor=ADDRESS@FILE or facilitator=NETWORK".to_owned()),
         }
     }
 }
@@ -66,6 +75,7 @@ impl Piece {
         match self {
             Self::Upstream => "upstream".to_owned(),
             Self::Bare(address) => format!("bare={address}"),
+            Self::Floor(address, file) => format!("floor={address}@{}", file.display()),
             Self::Facilitator(network) => format!("facilitator={network}"),
         }
     }
@@ -84,6 +94,26 @@ impl Piece {
             Self::Bare(upstream) => {
                 let authority: Authority = upstream.to_string().parse()?;
                 serve(announce, move || pass_on(authority.clone()))
+            }
+            Self::Floor(upstream, file) => {
+                let authority: Authority = upstream.to_string().parse()?;
+                let lines = Lines::start(&file)?;
+                serve(announce, move || {
+                    let (pass_on, lines, checks) = (pass_on(authority.clone()), lines.clone(), Checks::new());
+                    let checks = Arc::new(checks);
+                    move |request: Request<Incoming>| {
+                        let (lines, passes) = (lines.clone(), checks.check());
+                        let answer = pass_on(floor::strip(request));
+                        async move {
+                            if !passes {
+                                return Err("a signature of our own does not verify".into());
+                            }
+                            let answer = answer.await?;
+                            lines.keep().await?;
+                            floor::told(answer)
+                        }
+                    }
+                })
             }
             Self::Facilitator(network) => serve(announce, move || {
                 let network = network.clone();

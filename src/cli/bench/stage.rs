@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::BenchError;
-use super::compare::{BARE, Contender, Plan};
+use super::compare::{BARE, Contender, FLOOR, Plan};
 use super::crowd;
 use super::peer::Peer;
 use super::pieces::Piece;
@@ -63,7 +63,7 @@ impl<'p> Stage<'p> {
         let (free, unpaid, paid) = ("Turnpike, free route", "Turnpike, unpaid: 402", "Turnpike, paid, Ed25519");
         let in_memory = "Turnpike, paid, Ed25519, ledger in memory";
         let on_pass = "Turnpike, on a pass";
-        if [free, unpaid, paid].iter().any(|name| self.wants(name)) {
+        if [free, unpaid, paid, FLOOR].iter().any(|name| self.wants(name)) {
             progress("starting Turnpike on a sandbox, and opening channels");
             let ours = self.turnpike("sandbox", &self.plan.place.clone(), &sandbox_config(upstream))?;
             if self.wants(free) {
@@ -73,8 +73,14 @@ impl<'p> Stage<'p> {
                 self.contenders.push(Contender::of(unpaid, ours.pid, ours.address, UNPAID));
             }
             if self.wants(paid) {
-                let purses = self.sandbox_purses(&ours).await?;
+                let purses = self.sandbox_purses(&ours, 1).await?;
                 self.contenders.push(Contender::of(paid, ours.pid, ours.address, PAID).paying(purses));
+            }
+            if self.wants(FLOOR) {
+                // Payments for Turnpike, which are sent to the other.
+                let purses = self.sandbox_purses(&ours, self.plan.connections.saturating_add(1)).await?;
+                let (pid, address) = self.piece(&Piece::Floor(upstream, self.plan.place.join("lines")))?;
+                self.contenders.push(Contender::of(FLOOR, pid, address, PAID).paying(purses));
             }
         }
         // Beside the others, whose payers have no pass.
@@ -89,16 +95,17 @@ impl<'p> Stage<'p> {
         }
         if let Some(memory) = self.plan.memory.clone().filter(|_| self.wants(in_memory)) {
             let ours = self.turnpike("memory", &memory, &sandbox_config(upstream))?;
-            let purses = self.sandbox_purses(&ours).await?;
+            let purses = self.sandbox_purses(&ours, 1).await?;
             self.contenders.push(Contender::of(in_memory, ours.pid, ours.address, PAID).paying(purses));
         }
         Ok(())
     }
 
-    async fn sandbox_purses(&self, ours: &Ours) -> Result<Vec<Purse>, BenchError> {
+    /// A payer for each connection, numbered from `first` on.
+    async fn sandbox_purses(&self, ours: &Ours, first: u32) -> Result<Vec<Purse>, BenchError> {
         let rpc_url = ours.rpc_url.as_deref().ok_or("the sandbox has no RPC")?;
         let mut purses = Vec::new();
-        for number in 1..=self.plan.connections {
+        for number in first..first.saturating_add(self.plan.connections) {
             purses.push(Purse::svm(number, rpc_url, format!("http://{}/paid", ours.address).parse()?).await?);
         }
         Ok(purses)

@@ -40,6 +40,7 @@ pub fn address_of(key: &PublicKey) -> Address {
 }
 
 thread_local! {
+    /// Of whoever signed lately.
     static KEPT: Recent<64, Address> = const { Recent::new(1024) };
 }
 
