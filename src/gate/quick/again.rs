@@ -120,7 +120,7 @@ impl Of {
     }
 
     fn place(&self) -> usize {
-        // Names are digests, written out: any of their bytes are as good as a hash.
+        // Names are digests, written out: any of their bytes are as good as a hash. Addresses end in zeros.
         let digits = self.name.iter().map(|byte| usize::from(*byte));
         digits.fold(self.route >> 4, |number, digit| number.wrapping_mul(31).wrapping_add(digit)) % TEXTS
     }
