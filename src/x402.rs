@@ -1,5 +1,5 @@
 //! The words of x402 version 2, and of version 1 in `v1.rs`: wire types, the bounded header codec, network names, keys
-//! and reason codes.
+//! and reason codes. What a thread made of keys lately is remembered by `recent.rs`.
 //!
 //! Source: `x402-specification-v2.md` section 5, `transports-v2/http.md`. Nothing here knows a scheme.
 

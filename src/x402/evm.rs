@@ -157,7 +157,7 @@ impl fmt::Display for Address {
 
 thread_local! {
     /// A paid request's addresses are written four times, and each checksum is a hash.
-    static WRITTEN: Recent<20, [u8; 42]> = const { Recent::new(256) };
+    static WRITTEN: Recent<20, [u8; 42]> = const { Recent::new(1024) };
 }
 
 impl Address {

@@ -37,7 +37,7 @@ impl fmt::Display for Key {
 
 thread_local! {
     /// A paid request's two keys are written seven times, in its answer, to the upstream and in the audit record.
-    static WRITTEN: Recent<32, KeyText> = const { Recent::new(256) };
+    static WRITTEN: Recent<32, KeyText> = const { Recent::new(1024) };
 }
 
 /// A key's text, which has at most 44 digits.
