@@ -52,7 +52,7 @@ pub struct Plan {
 
 /// The yardstick's name.
 pub const BARE: &str = "bare hyper proxy";
-/// The least that a paid proxy on hyper does.
+/// About the least that a paid proxy on hyper does.
 pub const FLOOR: &str = "bare proxy that checks and records";
 
 /// Who is measured.

@@ -1,4 +1,5 @@
-//! The least that a paid proxy on hyper does for a request: the bare proxy, one signature's check and one durable line.
+//! About the least that a paid proxy on hyper does for a request: the bare proxy, one signature's check and one durable
+//! line.
 //!
 //! Takes the same requests as Turnpike's paid route and answers with as many bytes of headers, but reads nothing of a
 //! payment and keeps no balances. What is between this and Turnpike is Turnpike's own; what is between this and the bare
@@ -67,7 +68,8 @@ impl Lines {
     }
 }
 
-/// One write and one flush for all that wait, and a moment for company as the ledger's store has it. Ends where a flush fails, and whoever waits is told by that.
+/// One write and one flush for all that wait, and a moment for company as the ledger's store has it. Ends where a flush
+/// fails, and whoever waits is told by that.
 fn write(file: &File, queue: &Receiver<oneshot::Sender<()>>) -> std::io::Result<()> {
     let (mut at, mut company) = (0, 0);
     let mut waiting = Vec::new();
@@ -81,6 +83,7 @@ fn write(file: &File, queue: &Receiver<oneshot::Sender<()>>) -> std::io::Result<
         let lines = vec![b'x'; waiting.len().saturating_mul(LINE_BYTES)];
         file.write_all_at(&lines, at)?;
         file.sync_data()?;
+        // What is written at once never reaches from the room's middle to its end.
         at = at.saturating_add(lines.len() as u64) % (ROOM_BYTES / 2);
         for kept in waiting.drain(..) {
             let _gone = kept.send(());
